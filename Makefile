@@ -1,0 +1,60 @@
+# Every workspace module has one path prefix, so one pattern covers them all.
+MODULE := github.com/samecommit/samecommit
+
+# The folders of the workspace's modules. tools stands apart: what linters need
+# must not choose versions for anyone else.
+MODULES = $(shell go list -m -f '{{.Dir}}')
+
+GOLANGCI_LINT = .bin/golangci-lint-$(firstword $(shell cksum < tools/go.sum))
+SQLC = GOWORK=off go -C tools tool sqlc
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z\/]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## run the payments example; ARGS="..." passes arguments
+	go run ./examples/payments $(ARGS)
+
+# -count=1: a remembered result says nothing about today's server.
+.PHONY: test
+test: ## run every test; RACE=1 adds the race detector
+	go test -count=1 $(if $(RACE),-race) $(MODULE)/...
+
+.PHONY: test/race
+test/race: ## run every test with the race detector
+	@$(MAKE) --no-print-directory test RACE=1
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## run the linters
+	$(GOLANGCI_LINT) run $(addsuffix /...,$(MODULES))
+
+# Built once for each version: it takes minutes.
+$(GOLANGCI_LINT):
+	@rm -f .bin/golangci-lint-*
+	GOWORK=off go -C tools build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+# grep fails where no test of that name ran, which go test calls a success.
+.PHONY: verify
+verify: ## check what is generated, go.mod files, the schema and other systems
+	$(SQLC) diff -f ../sqlc.yaml
+	@for dir in $(MODULES) tools; do \
+		echo "go mod tidy -diff in $$dir"; \
+		GOWORK=off go -C "$$dir" mod tidy -diff || exit 1; \
+	done
+	@echo "go directives"; \
+	versions=$$(grep -hE '^go ' go.work tools/go.mod $(addsuffix /go.mod,$(MODULES)) | sort -u); \
+	if [ "$$(echo "$$versions" | wc -l)" != 1 ]; then \
+		echo "go.mod and go.work files name different versions of Go; use one:" $$versions >&2; exit 1; \
+	fi
+	GOOS=windows go build ./...
+	@output=$$(go test -count=1 -v -run '^TestSchemaGolden$$' $(MODULE)/tests 2>&1); \
+	echo "$$output" | grep '^--- PASS: TestSchemaGolden' || { echo "$$output"; exit 1; }
+
+.PHONY: generate
+generate: ## write package db from queries and migrations
+	$(SQLC) generate -f ../sqlc.yaml
+
+.PHONY: tidy
+tidy: ## run go mod tidy in every module
+	@for dir in $(MODULES) tools; do GOWORK=off go -C "$$dir" mod tidy || exit 1; done

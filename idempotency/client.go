@@ -1,0 +1,82 @@
+package idempotency
+
+import (
+	"context"
+	"time"
+)
+
+// Client runs operations once per key. TTx is the store's transaction type,
+// pgx.Tx for pgxstore, and is inferred. A Client is safe for concurrent use.
+//
+// It has no Begin of its own: a claim outside a transaction would not commit
+// with the caller's writes. See Do, DoTx and WithTx.
+type Client[TTx any] struct {
+	store  TxStore[TTx]
+	config Config
+}
+
+// NewClient returns a client that keeps its keys in store. A nil config means
+// all defaults. It returns a *ParamError for a config that cannot work.
+func NewClient[TTx any](store TxStore[TTx], config *Config) (*Client[TTx], error) {
+	if store == nil {
+		return nil, &ParamError{Field: "store", Reason: "is nil"}
+	}
+	withDefaults, err := config.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return &Client[TTx]{store: store, config: withDefaults}, nil
+}
+
+// Get returns the record of a completed key, or of one held by a lease. It is
+// ErrNotFound where there is none, where it has expired, and while an operation
+// is still at work in its transaction, which nobody else can see.
+func (c *Client[TTx]) Get(ctx context.Context, key Key) (record *Record, err error) {
+	if err := key.validate(); err != nil {
+		return nil, err
+	}
+	ctx, end := c.config.trace(ctx, OperationGet, key)
+	defer func() { end(stateOf(record), false, err) }()
+	return c.store.Get(ctx, key)
+}
+
+// DeleteExpired deletes at most limit expired records, oldest first, in a
+// transaction of its own, and returns how many. It never deletes a record in
+// progress. A limit of 0 means 1,000. Run it from time to time, and repeat it
+// until it returns less than the limit.
+func (c *Client[TTx]) DeleteExpired(ctx context.Context, limit int) (int, error) {
+	return c.store.DeleteExpired(ctx, limit)
+}
+
+// WithTx returns the verbs as part of tx, for callers to whom DoTx does not fit.
+// A transaction that began a key and did not complete it cannot commit.
+func (c *Client[TTx]) WithTx(tx TTx) *TxClient {
+	return &TxClient{config: &c.config, verbs: c.store.WithTx(tx)}
+}
+
+func (c *Config) beginParams(params *Params) (*BeginParams, error) {
+	if err := params.validate(); err != nil {
+		return nil, err
+	}
+	ttl := params.TTL
+	if ttl == 0 {
+		ttl = c.TTL
+	}
+	return &BeginParams{Key: params.Key, Fingerprint: params.Fingerprint, TTL: ttl}, nil
+}
+
+// waitOr returns how long to wait for another holder of the key.
+func (p *Params) waitOr(fallback time.Duration) time.Duration {
+	wait := p.Wait
+	if wait == 0 {
+		wait = fallback
+	}
+	return max(wait, 0) // NoWait
+}
+
+func stateOf(record *Record) State {
+	if record == nil {
+		return 0
+	}
+	return record.State
+}

@@ -1,0 +1,73 @@
+package idempotency
+
+import (
+	"fmt"
+	"time"
+)
+
+// Defaults of Config.
+const (
+	DefaultTTL             = 24 * time.Hour
+	DefaultWait            = 2 * time.Second
+	DefaultMaxResponseSize = 1 << 20
+)
+
+// Config configures a Client. The zero value means all defaults.
+type Config struct {
+	// TTL is how long an answer replays where Params.TTL is zero.
+	// Defaults to 24 hours.
+	TTL time.Duration
+	// Wait is how long Do waits for another holder of the key where Params.Wait
+	// is zero. Defaults to 2 seconds; NoWait fails at once.
+	Wait time.Duration
+	// MaxResponseSize is the largest answer that is recorded, in bytes. A larger
+	// one fails the operation, which is rolled back. Defaults to 1 MiB.
+	MaxResponseSize int
+	// FinalErrors lists the errors that Final may record, each with its code.
+	// Defaults to none.
+	FinalErrors []FinalKind
+	// Codec turns results into bytes and back. Defaults to encoding/json.
+	Codec Codec
+	// Tracer follows every call. Defaults to none.
+	Tracer Tracer
+}
+
+func (c *Config) withDefaults() (Config, error) {
+	var config Config
+	if c != nil {
+		config = *c
+	}
+	if config.TTL < 0 {
+		return config, &ParamError{Field: "Config.TTL", Reason: "is negative"}
+	}
+	if config.TTL == 0 {
+		config.TTL = DefaultTTL
+	}
+	if err := validateWait("Config.Wait", config.Wait); err != nil {
+		return config, err
+	}
+	if config.Wait == 0 {
+		config.Wait = DefaultWait
+	}
+	if config.MaxResponseSize < 0 {
+		return config, &ParamError{Field: "Config.MaxResponseSize", Reason: "is negative"}
+	}
+	if config.MaxResponseSize == 0 {
+		config.MaxResponseSize = DefaultMaxResponseSize
+	}
+	if config.Codec == nil {
+		config.Codec = jsonCodec{}
+	}
+	codes := make(map[string]bool, len(config.FinalErrors))
+	for i, kind := range config.FinalErrors {
+		field := fmt.Sprintf("Config.FinalErrors[%d]", i)
+		if err := kind.validate(field); err != nil {
+			return config, err
+		}
+		if codes[kind.code] {
+			return config, &ParamError{Field: field, Reason: "has the code of another kind"}
+		}
+		codes[kind.code] = true
+	}
+	return config, nil
+}

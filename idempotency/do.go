@@ -1,0 +1,171 @@
+package idempotency
+
+import "context"
+
+// Do runs fn once per key, in a transaction that it opens: the claim, fn's
+// writes and the recorded result commit together or not at all. A later call
+// with the same key returns the recorded result and does not run fn.
+//
+// fn may run again before that commit, after a serialization failure or a
+// deadlock, so it must act through tx only. An error from fn rolls everything
+// back, frees the key and is returned; wrap it in Final to record it instead.
+// The tx given to fn refuses Commit and Rollback.
+//
+// While another call holds the key, Do waits up to Params.Wait without holding
+// a connection, and then fails with ErrInProgress. Other errors are
+// ErrInvalidParams, ErrFingerprintMismatch, ErrNested, ErrOwned,
+// ErrOutcomeUnknown, *FinalError and *ResultTypeError.
+func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
+	fn func(ctx context.Context, tx TTx) (T, error),
+) (result Result[T], err error) {
+	op, err := newOperation(client, &params, fn)
+	if err != nil {
+		return Result[T]{}, err
+	}
+	config := &client.config
+	ctx, end := config.trace(ctx, OperationDo, params.Key)
+	var outcome *Outcome
+	defer func() { end(outcomeState(outcome), result.Replayed, err) }()
+
+	if err := op.checkNesting(ctx); err != nil {
+		return Result[T]{}, err
+	}
+	executed := false
+	outcome, err = waitWhileInProgress(ctx, params.Key, params.waitOr(config.Wait), func() (outcome *Outcome, err error) {
+		outcome, executed, err = client.store.Run(ctx, op.begin, op.body)
+		return outcome, err
+	})
+	if err != nil {
+		return Result[T]{}, err
+	}
+	return answer(config, op.codec, outcome.Record, !executed)
+}
+
+// DoTx is Do inside the caller's own transaction. Where it returns an error the
+// caller must roll back; otherwise the caller commits and takes the result, or
+// the recorded final error, from TxResult.Answer. Until that commit the answer
+// is not yet true for anybody else.
+//
+// Everything else in tx is outside of the key: writes before or after DoTx
+// happen again on a replay. ErrInProgress leaves tx usable. A serialization
+// failure is returned as it is: only the owner of tx can run it again.
+func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params Params,
+	fn func(ctx context.Context, tx TTx) (T, error),
+) (result TxResult[T], err error) {
+	op, err := newOperation(client, &params, fn)
+	if err != nil {
+		return TxResult[T]{}, err
+	}
+	config := &client.config
+	ctx, end := config.trace(ctx, OperationDoTx, params.Key)
+	var outcome *Outcome
+	defer func() { end(outcomeState(outcome), result.result.Replayed, err) }()
+
+	verbs := client.store.WithTx(tx)
+	outcome, err = waitWhileInProgress(ctx, params.Key, params.waitOr(NoWait), func() (*Outcome, error) {
+		return verbs.Begin(ctx, op.begin)
+	})
+	if err != nil {
+		return TxResult[T]{}, err
+	}
+	if outcome.State == Completed {
+		return newTxResult(config, op.codec, outcome.Record, true)
+	}
+
+	var response *Response
+	err = client.store.Savepoint(ctx, tx, func(ctx context.Context, tx TTx) error {
+		response, err = op.body(ctx, tx)
+		if err == nil && response.RolledBack {
+			return errUndo
+		}
+		return err
+	})
+	if err != nil && err != errUndo { //nolint:errorlint // Savepoint returns this very value.
+		return TxResult[T]{}, err
+	}
+	record, err := verbs.Complete(ctx, outcome.Claim, response)
+	if err != nil {
+		return TxResult[T]{}, err
+	}
+	return newTxResult(config, op.codec, record, false)
+}
+
+func newTxResult[T any](config *Config, codec resultCodec[T], record *Record, replayed bool) (TxResult[T], error) {
+	result, err := answer(config, codec, record, replayed)
+	if _, final := err.(*FinalError); err != nil && !final { //nolint:errorlint // answer does not wrap it.
+		return TxResult[T]{}, err
+	}
+	return TxResult[T]{result: result, err: err, valid: true}, nil
+}
+
+// operation is what Do and DoTx have in common: a user's function, seen by the
+// store as one that returns a response.
+type operation[T, TTx any] struct {
+	client *Client[TTx]
+	begin  *BeginParams
+	codec  resultCodec[T]
+	fn     func(ctx context.Context, tx TTx) (T, error)
+}
+
+func newOperation[T, TTx any](client *Client[TTx], params *Params, fn func(context.Context, TTx) (T, error)) (*operation[T, TTx], error) {
+	if client == nil {
+		return nil, &ParamError{Field: "client", Reason: "is nil"}
+	}
+	if fn == nil {
+		return nil, &ParamError{Field: "fn", Reason: "is nil"}
+	}
+	codec, err := newResultCodec[T](client.config.Codec)
+	if err != nil {
+		return nil, err
+	}
+	begin, err := client.config.beginParams(params)
+	if err != nil {
+		return nil, err
+	}
+	return &operation[T, TTx]{client: client, begin: begin, codec: codec, fn: fn}, nil
+}
+
+func (o *operation[T, TTx]) body(ctx context.Context, tx TTx) (*Response, error) {
+	config := &o.client.config
+	value, err := o.fn(context.WithValue(ctx, heldKey{o.client, o.begin.Key}, true), tx)
+	var response *Response
+	if err != nil {
+		response, err = config.finalResponse(o.begin.Key, err)
+	} else {
+		response, err = o.codec.encode(value)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return response, response.validateSize(config.MaxResponseSize)
+}
+
+// heldKey marks, in the context that fn gets, the key that fn runs under.
+type heldKey struct {
+	client any
+	key    Key
+}
+
+// checkNesting refuses a Do inside a Do on the same key, which would wait for
+// itself.
+func (o *operation[T, TTx]) checkNesting(ctx context.Context) error {
+	if ctx.Value(heldKey{o.client, o.begin.Key}) != nil {
+		return &KeyError{Key: o.begin.Key, Err: ErrNested}
+	}
+	return nil
+}
+
+// errUndo makes Savepoint undo the writes of an operation that ended in a final
+// error.
+var errUndo = undoError{}
+
+type undoError struct{}
+
+func (undoError) Error() string { return "idempotency: undo the writes of a final error" }
+
+func outcomeState(outcome *Outcome) State {
+	if outcome == nil {
+		return 0
+	}
+	return outcome.State
+}

@@ -1,0 +1,106 @@
+package idempotency
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// What errors.Is finds in an error of this package. Those about a key come
+// inside a *KeyError, or a type of their own that has the key as a field.
+var (
+	// ErrInvalidParams: a parameter was refused before anything ran; the error
+	// is a *ParamError.
+	ErrInvalidParams = errors.New("idempotency: invalid parameter")
+	// ErrInProgress: another call holds the key and did not finish within the
+	// wait; the error is an *InProgressError. Try again later.
+	ErrInProgress = errors.New("idempotency: key is in progress")
+	// ErrFingerprintMismatch: the key was used before for another request. The
+	// client must choose a new key.
+	ErrFingerprintMismatch = errors.New("idempotency: key was used for another request")
+	// ErrClaimLost: the claim is not, or no longer, the key's. The transaction
+	// that did the work must not commit, and on PostgreSQL it cannot.
+	ErrClaimLost = errors.New("idempotency: claim is not held")
+	// ErrNotClaimed: Complete was called without a claim from Begin.
+	ErrNotClaimed = errors.New("idempotency: key was not claimed")
+	// ErrNotFound: the key has no record, or it has expired.
+	ErrNotFound = errors.New("idempotency: no record of key")
+	// ErrNested: the key was begun again inside the operation that holds it.
+	ErrNested = errors.New("idempotency: key is already held by this operation")
+	// ErrOwned: the operation tried to commit or roll back the transaction it
+	// was given, which belongs to the call that opened it.
+	ErrOwned = errors.New("idempotency: transaction belongs to its caller")
+	// ErrUnfinished: a key was begun in a transaction and never completed.
+	ErrUnfinished = errors.New("idempotency: key was begun and not completed")
+	// ErrOutcomeUnknown: the reply to a commit was lost, and what became of it
+	// could not be found out in time. Call again with the same key: that
+	// replays the answer if it was committed and runs the operation if not.
+	ErrOutcomeUnknown = errors.New("idempotency: outcome of commit is unknown")
+	// ErrFinalUnlisted: an error was marked Final but its type is not in
+	// Config.FinalErrors. Nothing was recorded.
+	ErrFinalUnlisted = errors.New("idempotency: final error is not listed in Config.FinalErrors")
+	// ErrNoAnswer: TxResult.Answer was called though DoTx returned an error.
+	ErrNoAnswer = errors.New("idempotency: no answer: DoTx returned an error")
+)
+
+// ParamError is a parameter that was refused before anything ran. It is
+// ErrInvalidParams.
+type ParamError struct {
+	// Field is the name of the parameter, as in "Key.ID".
+	Field string
+	// Reason says what is wrong with it. It never holds the value.
+	Reason string
+}
+
+// Error returns the field and the reason.
+func (e *ParamError) Error() string {
+	return "idempotency: invalid parameter: " + e.Field + " " + e.Reason
+}
+
+// Is reports whether target is ErrInvalidParams.
+func (e *ParamError) Is(target error) bool { return target == ErrInvalidParams }
+
+// KeyError is an error about a key. Err is, or wraps, one of this package's
+// sentinels.
+type KeyError struct {
+	// Key is the key; printing it prints a hash.
+	Key Key
+	Err error
+}
+
+// Error returns what happened and the hash of the key.
+func (e *KeyError) Error() string { return fmt.Sprintf("%v (%v)", e.Err, e.Key) }
+
+// Unwrap returns Err.
+func (e *KeyError) Unwrap() error { return e.Err }
+
+// InProgressError is ErrInProgress with advice on when to try again.
+type InProgressError struct {
+	Key Key
+	// RetryAfter is how long to wait before the next try; positive.
+	RetryAfter time.Duration
+}
+
+// Error returns the hash of the key and the advice.
+func (e *InProgressError) Error() string {
+	return fmt.Sprintf("%v: try again in %s (%v)", ErrInProgress, e.RetryAfter, e.Key)
+}
+
+// Is reports whether target is ErrInProgress.
+func (e *InProgressError) Is(target error) bool { return target == ErrInProgress }
+
+// ResultTypeError is a recorded answer of another type than the one asked for:
+// two operations share a key, or a result type was renamed. A method
+// ResultType() string gives a type a name that survives renaming.
+type ResultTypeError struct {
+	Key Key
+	// Recorded is the type of the recorded answer, as in Response.Type.
+	Recorded string
+	// Wanted is the type that the caller asked for.
+	Wanted string
+}
+
+// Error returns both types.
+func (e *ResultTypeError) Error() string {
+	return fmt.Sprintf("idempotency: recorded answer is %q, not %q: two operations share a key, or a type was renamed (%v)", e.Recorded, e.Wanted, e.Key)
+}

@@ -1,0 +1,77 @@
+package idempotency
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"unicode/utf8"
+)
+
+// MaxKeyLength is the longest Scope and the longest ID accepted, in bytes.
+const MaxKeyLength = 255
+
+// Key names one operation. The same ID in two scopes is two keys, so one tenant
+// never sees another's answer. A Key is comparable.
+//
+// Both parts are 1 to 255 bytes of UTF-8 without NUL. Printed with any verb of
+// package fmt, or logged with slog, a Key is a short hash: the text itself can
+// be a secret of the client's.
+type Key struct {
+	// Scope is who and what the key belongs to: the authenticated tenant and
+	// the operation's name, "tenant-7/charge". It must not come from the
+	// request as the client wrote it.
+	Scope string
+	// ID is the idempotency key that the client chose.
+	ID string
+}
+
+// String returns the short hash that stands for the key in errors and logs.
+func (k Key) String() string {
+	sum := sha256.Sum256(appendParts(nil, k.Scope, k.ID))
+	return "key:" + hex.EncodeToString(sum[:6])
+}
+
+// Format prints String for every verb, so that %v, %+v and %#v of a struct that
+// holds a Key do not reveal it either.
+func (k Key) Format(state fmt.State, _ rune) {
+	// fmt offers no way to report a failed write.
+	_, _ = io.WriteString(state, k.String())
+}
+
+// LogValue returns String for slog.
+func (k Key) LogValue() slog.Value { return slog.StringValue(k.String()) }
+
+func (k Key) validate() error {
+	if err := validateKeyPart("Key.Scope", k.Scope); err != nil {
+		return err
+	}
+	return validateKeyPart("Key.ID", k.ID)
+}
+
+func validateKeyPart(field, part string) error {
+	switch {
+	case part == "":
+		return &ParamError{Field: field, Reason: "is empty"}
+	case len(part) > MaxKeyLength:
+		return &ParamError{Field: field, Reason: fmt.Sprintf("has %d bytes; the limit is %d", len(part), MaxKeyLength)}
+	case !utf8.ValidString(part):
+		return &ParamError{Field: field, Reason: "is not valid UTF-8"}
+	case strings.IndexByte(part, 0) >= 0:
+		return &ParamError{Field: field, Reason: "contains a NUL byte"}
+	}
+	return nil
+}
+
+// appendParts appends every part behind its length in eight bytes, so that no
+// two lists of parts give the same bytes: ("a", "bc") differs from ("ab", "c").
+func appendParts[P ~string | ~[]byte](buf []byte, parts ...P) []byte {
+	for _, part := range parts {
+		buf = binary.BigEndian.AppendUint64(buf, uint64(len(part)))
+		buf = append(buf, part...)
+	}
+	return buf
+}

@@ -1,0 +1,45 @@
+package idempotency
+
+import "time"
+
+// NoWait as Params.Wait or Config.Wait makes a duplicate of a running
+// operation fail at once with ErrInProgress.
+const NoWait time.Duration = -1
+
+// Params names one operation.
+type Params struct {
+	// Key is required.
+	Key Key
+	// Fingerprint digests the request; required. See FingerprintOf and
+	// NoFingerprint.
+	Fingerprint Fingerprint
+	// TTL is how long the recorded answer replays, counted from completion by
+	// the store's clock. It must exceed the longest time over which a client
+	// retries: after it the key is free and the operation runs again.
+	// Defaults to Config.TTL.
+	TTL time.Duration
+	// Wait bounds how long a call waits for another holder of the key. Do
+	// defaults to Config.Wait. DoTx and TxClient.Begin, which would wait on the
+	// caller's own connection, default to NoWait.
+	Wait time.Duration
+}
+
+func (p *Params) validate() error {
+	if err := p.Key.validate(); err != nil {
+		return err
+	}
+	if err := p.Fingerprint.validate(); err != nil {
+		return err
+	}
+	if p.TTL < 0 {
+		return &ParamError{Field: "TTL", Reason: "is negative"}
+	}
+	return validateWait("Wait", p.Wait)
+}
+
+func validateWait(field string, wait time.Duration) error {
+	if wait < 0 && wait != NoWait {
+		return &ParamError{Field: field, Reason: "is negative; use NoWait to fail at once"}
+	}
+	return nil
+}

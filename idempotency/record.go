@@ -1,0 +1,120 @@
+package idempotency
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"log/slog"
+	"time"
+)
+
+// State is where a key stands. The zero value is invalid.
+type State uint8
+
+// The three answers to Begin. A Record is InProgress or Completed.
+const (
+	// New means that the key was free and is now claimed: go on.
+	New State = iota + 1
+	// InProgress means that somebody else holds the key.
+	InProgress
+	// Completed means that the answer is recorded: replay it.
+	Completed
+)
+
+// String returns "new", "in progress" or "completed".
+func (s State) String() string {
+	switch s {
+	case New:
+		return "new"
+	case InProgress:
+		return "in progress"
+	case Completed:
+		return "completed"
+	default:
+		return "invalid"
+	}
+}
+
+// Outcome is the answer to Begin.
+type Outcome struct {
+	State State
+	// Claim is set when State is New. It goes to Complete.
+	Claim *Claim
+	// Record is set when State is Completed, and when it is InProgress under a
+	// lease. A claim in another open transaction cannot be seen.
+	Record *Record
+	// RetryAfter suggests, when State is InProgress, how long to wait before
+	// the next try; zero when the store cannot tell.
+	RetryAfter time.Duration
+}
+
+// ClaimID identifies one claim. It is random: a number from a sequence could be
+// handed out again after a failover.
+type ClaimID [16]byte
+
+// NewClaimID returns a random claim id, a version 4 UUID.
+func NewClaimID() ClaimID {
+	var id ClaimID
+	// Read never fails: it ends the program if the system has no randomness.
+	_, _ = rand.Read(id[:])
+	id[6] = id[6]&0x0f | 0x40
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
+
+// String returns the id in hexadecimal.
+func (id ClaimID) String() string { return hex.EncodeToString(id[:]) }
+
+// Claim is a hold on a key, made by Begin and ended by Complete.
+type Claim struct {
+	Key Key
+	ID  ClaimID
+	// Attempt is 1 for a key's first claim and grows when a lease that ended
+	// without completion is taken over.
+	Attempt int
+	// TTL is how long the answer will replay once completed.
+	TTL time.Duration
+	// LockedUntil is the end of the lease by the store's clock. It is zero for a
+	// claim inside a transaction, which ends with the transaction.
+	LockedUntil time.Time
+	// Deadline is when the holder of a lease must stop, on this process's
+	// monotonic clock. It was started before the claim was sent, so it is never
+	// later than LockedUntil. It is zero for a claim inside a transaction.
+	Deadline time.Time
+}
+
+// LogValue returns, for slog, the hash of the key and the attempt.
+func (c *Claim) LogValue() slog.Value {
+	return slog.GroupValue(slog.Any("key", c.Key), slog.Int("attempt", c.Attempt))
+}
+
+// Record is what a store knows about a key.
+type Record struct {
+	Key Key
+	// State is InProgress or Completed.
+	State State
+	// ClaimID is the claim that holds the key or completed it.
+	ClaimID ClaimID
+	// Attempt is the number of that claim, from 1.
+	Attempt     int
+	Fingerprint Fingerprint
+	// Response is nil until the key is completed.
+	Response *Response
+	// CreatedAt is when the row was written for this claim, UpdatedAt when it
+	// last changed. Do writes the finished row once, so there they are equal.
+	CreatedAt time.Time
+	UpdatedAt time.Time
+	// LockedUntil is the end of the lease; zero without one.
+	LockedUntil time.Time
+	// ExpiresAt is when the answer stops replaying; zero until completed.
+	ExpiresAt time.Time
+}
+
+// LogValue returns, for slog, the record without its key, fingerprint and body.
+func (r *Record) LogValue() slog.Value {
+	return slog.GroupValue(
+		slog.Any("key", r.Key),
+		slog.String("state", r.State.String()),
+		slog.Int("attempt", r.Attempt),
+		slog.Time("created_at", r.CreatedAt),
+	)
+}

@@ -1,0 +1,129 @@
+package idempotency
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// BeginParams is one claim, as a store sees it: no defaults are left to fill in.
+type BeginParams struct {
+	Key         Key
+	Fingerprint Fingerprint
+	// TTL is how long the answer replays from completion on; positive.
+	TTL time.Duration
+	// Lease is how long the claim lasts unless it is extended: positive for a
+	// Store's own Begin, zero inside a transaction, which needs no lease.
+	Lease time.Duration
+}
+
+// ValidateTx returns a *ParamError for what no store could claim inside a
+// transaction. Stores call it before anything else.
+func (p *BeginParams) ValidateTx() error {
+	if err := p.validate(); err != nil {
+		return err
+	}
+	if p.Lease != 0 {
+		return &ParamError{Field: "Lease", Reason: "is set; a claim inside a transaction ends with the transaction"}
+	}
+	return nil
+}
+
+// ValidateLease returns a *ParamError for what no store could claim under a
+// lease. Stores call it before anything else.
+func (p *BeginParams) ValidateLease() error {
+	if err := p.validate(); err != nil {
+		return err
+	}
+	return ValidateLease(p.Lease)
+}
+
+// ValidateLease returns a *ParamError unless lease is at least a millisecond.
+func ValidateLease(lease time.Duration) error {
+	switch {
+	case lease < 0:
+		return &ParamError{Field: "Lease", Reason: "is negative"}
+	case lease < time.Millisecond:
+		return &ParamError{Field: "Lease", Reason: "is shorter than a millisecond"}
+	}
+	return nil
+}
+
+func (p *BeginParams) validate() error {
+	if p == nil {
+		return &ParamError{Field: "BeginParams", Reason: "is nil"}
+	}
+	if err := p.Key.validate(); err != nil {
+		return err
+	}
+	if err := p.Fingerprint.validate(); err != nil {
+		return err
+	}
+	if p.TTL <= 0 {
+		return &ParamError{Field: "TTL", Reason: fmt.Sprintf("is %s; it must be positive", p.TTL)}
+	}
+	return nil
+}
+
+// Verbs is the contract that every store keeps, and the whole of it for many:
+// claim a key, record its answer, read its record.
+//
+// A store must be safe for concurrent use. Package storetest holds the suite
+// that checks a store against this contract.
+type Verbs interface {
+	// Begin tries once to claim the key. Its outcome is New with a Claim,
+	// InProgress, or Completed with the Record; a fingerprint other than the
+	// recorded one is ErrFingerprintMismatch. Completed records past their
+	// expiry, and claims whose lease has ended, are claimed as if free.
+	Begin(ctx context.Context, params *BeginParams) (*Outcome, error)
+	// Complete records the response and returns the record. It is
+	// ErrNotClaimed for a claim that no Begin returned, and ErrClaimLost for
+	// one that is not, or no longer, the key's: completed before, released,
+	// taken over, rolled back. Nothing changes then, and inside a transaction
+	// the transaction cannot commit any more.
+	Complete(ctx context.Context, claim *Claim, response *Response) (*Record, error)
+	// Get returns the record, or ErrNotFound where there is none or it has
+	// expired. A claim of another open transaction cannot be seen.
+	Get(ctx context.Context, key Key) (*Record, error)
+}
+
+// Store keeps records and holds running keys by a lease. Every call takes
+// effect at once, for everybody. BeginParams.Lease is required.
+type Store interface {
+	Verbs
+	// Extend lets the lease end the given duration from now and returns the
+	// claim with its new deadline. ErrClaimLost as for Complete.
+	Extend(ctx context.Context, claim *Claim, lease time.Duration) (*Claim, error)
+	// Release frees the key without an answer. ErrClaimLost as for Complete.
+	Release(ctx context.Context, claim *Claim) error
+	// DeleteExpired deletes at most limit expired records, oldest first, and
+	// returns how many. It never deletes a record in progress. A limit of 0
+	// means 1,000. Call it until it returns less than the limit.
+	DeleteExpired(ctx context.Context, limit int) (int, error)
+}
+
+// TxStore is a Store that can also hold keys by a transaction of type TTx: the
+// claim, the caller's writes and the answer commit together or not at all.
+type TxStore[TTx any] interface {
+	Store
+	// WithTx returns the verbs as part of tx. BeginParams.Lease must be zero,
+	// but Complete also accepts the claim of a lease. A key of this transaction
+	// begun again is ErrNested. An InProgress outcome leaves tx usable.
+	WithTx(tx TTx) Verbs
+	// Run tries once to claim the key in a transaction of its own, calls fn in
+	// it, and commits fn's writes together with the response that fn returns.
+	// executed tells whether that commit is the one that Outcome reports;
+	// otherwise the outcome is InProgress or somebody else's Completed.
+	//
+	// Where fn returns an error, panics or calls runtime.Goexit, everything is
+	// rolled back. Where the response has RolledBack set, fn's writes are
+	// undone and the response is recorded. fn runs again in a new transaction
+	// after a serialization failure or a deadlock. The transaction that fn gets
+	// refuses to commit and to roll back, with an error that is ErrOwned; Run
+	// then fails with it too.
+	Run(ctx context.Context, params *BeginParams, fn func(ctx context.Context, tx TTx) (*Response, error)) (outcome *Outcome, executed bool, err error)
+	// Savepoint calls fn with a nested transaction that is undone where fn
+	// returns an error, and returns that error. The nested transaction refuses
+	// to commit and to roll back, as in Run.
+	Savepoint(ctx context.Context, tx TTx, fn func(ctx context.Context, tx TTx) error) error
+}

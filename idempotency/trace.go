@@ -1,0 +1,54 @@
+package idempotency
+
+import "context"
+
+// Operation names a call that a Tracer follows.
+type Operation string
+
+// The calls that a Tracer follows.
+const (
+	OperationDo       Operation = "do"
+	OperationDoTx     Operation = "do_tx"
+	OperationBegin    Operation = "begin"
+	OperationComplete Operation = "complete"
+	OperationGet      Operation = "get"
+)
+
+// Tracer follows calls, for metrics and traces. It must be safe for concurrent
+// use.
+type Tracer interface {
+	// TraceStart is called at the beginning of a call. The context that it
+	// returns is used for the rest of the call and passed to TraceEnd.
+	TraceStart(ctx context.Context, data TraceStartData) context.Context
+	TraceEnd(ctx context.Context, data TraceEndData)
+}
+
+// TraceStartData is what a Tracer learns at the beginning of a call.
+type TraceStartData struct {
+	Operation Operation
+	// Key prints as a hash. Its Scope and ID are for the tracer's own use: as a
+	// metric label they would be without bound, and they may be secrets.
+	Key Key
+}
+
+// TraceEndData is what a Tracer learns at the end of a call.
+type TraceEndData struct {
+	Operation Operation
+	// State is where the key stands: New after a Begin that claimed it,
+	// Completed after Do. It is zero where the call did not find out.
+	State State
+	// Replayed says that the answer is an earlier call's.
+	Replayed bool
+	// Err is what the call returns; a *FinalError for a recorded error.
+	Err error
+}
+
+func (c *Config) trace(ctx context.Context, operation Operation, key Key) (context.Context, func(State, bool, error)) {
+	if c.Tracer == nil {
+		return ctx, func(State, bool, error) {}
+	}
+	ctx = c.Tracer.TraceStart(ctx, TraceStartData{Operation: operation, Key: key})
+	return ctx, func(state State, replayed bool, err error) {
+		c.Tracer.TraceEnd(ctx, TraceEndData{Operation: operation, State: state, Replayed: replayed, Err: err})
+	}
+}

@@ -1,0 +1,62 @@
+package idempotency
+
+import "context"
+
+// TxClient is the three verbs inside one transaction of the caller's, made by
+// Client.WithTx. It lives as long as the transaction.
+type TxClient struct {
+	config *Config
+	verbs  Verbs
+}
+
+// Begin claims the key as part of the transaction: if the transaction rolls
+// back, so does the claim. The outcome is New, InProgress or Completed; on New
+// do the work and call Complete, on InProgress and Completed the transaction
+// stays usable. It tries once; a positive Params.Wait lets it try again on the
+// caller's connection for that long.
+//
+// It is ErrFingerprintMismatch for a key used for another request and ErrNested
+// for a key that this transaction has begun before.
+func (c *TxClient) Begin(ctx context.Context, params Params) (outcome *Outcome, err error) {
+	begin, err := c.config.beginParams(&params)
+	if err != nil {
+		return nil, err
+	}
+	ctx, end := c.config.trace(ctx, OperationBegin, params.Key)
+	defer func() { end(outcomeState(outcome), false, err) }()
+
+	outcome, err = waitWhileInProgress(ctx, params.Key, params.waitOr(NoWait), func() (*Outcome, error) {
+		return c.verbs.Begin(ctx, begin)
+	})
+	if _, inProgress := err.(*InProgressError); inProgress { //nolint:errorlint // waitWhileInProgress does not wrap it.
+		outcome.RetryAfter = err.(*InProgressError).RetryAfter //nolint:errorlint // As above.
+		return outcome, nil
+	}
+	return outcome, err
+}
+
+// Complete records the response as part of the transaction. A claim that is not
+// held is ErrClaimLost, or ErrNotClaimed where it came from no Begin, and the
+// transaction cannot commit any more.
+func (c *TxClient) Complete(ctx context.Context, claim *Claim, response *Response) (record *Record, err error) {
+	if err := response.validateSize(c.config.MaxResponseSize); err != nil {
+		return nil, err
+	}
+	var key Key
+	if claim != nil {
+		key = claim.Key
+	}
+	ctx, end := c.config.trace(ctx, OperationComplete, key)
+	defer func() { end(stateOf(record), false, err) }()
+	return c.verbs.Complete(ctx, claim, response)
+}
+
+// Get returns the record as this transaction sees it, its own claims included.
+func (c *TxClient) Get(ctx context.Context, key Key) (record *Record, err error) {
+	if err := key.validate(); err != nil {
+		return nil, err
+	}
+	ctx, end := c.config.trace(ctx, OperationGet, key)
+	defer func() { end(stateOf(record), false, err) }()
+	return c.verbs.Get(ctx, key)
+}

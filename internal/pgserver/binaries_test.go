@@ -1,0 +1,53 @@
+//go:build unix
+
+package pgserver
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+func TestNewestFirst(t *testing.T) {
+	t.Parallel()
+	got := newestFirst([]string{"/usr/lib/postgresql/9.6/bin", "/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/18/bin"})
+	want := []string{"/usr/lib/postgresql/18/bin", "/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/9.6/bin"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestFindBinariesOnPath(t *testing.T) {
+	folder, links := fakeBinaries(t, "exit 0"), t.TempDir()
+	if err := os.Symlink(filepath.Join(folder, "initdb"), filepath.Join(links, "initdb")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", links)
+	got, err := findBinaries(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The temporary folder itself may be behind a link, as on macOS.
+	want, err := filepath.EvalSymlinks(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != want {
+		t.Errorf("got %s, want the folder behind the link, %s", got, want)
+	}
+}
+
+func TestHasServerNeedsBoth(t *testing.T) {
+	t.Parallel()
+	folder := fakeBinaries(t, "exit 0")
+	if !hasServer(folder) {
+		t.Error("a folder with both binaries was refused")
+	}
+	if err := os.Remove(filepath.Join(folder, "postgres")); err != nil {
+		t.Fatal(err)
+	}
+	if hasServer(folder) {
+		t.Error("a folder without postgres was taken")
+	}
+}

@@ -1,0 +1,120 @@
+// Package migrate creates and changes samecommit's tables with goose.
+//
+// It keeps its own version table, idempotency_schema_version, so an
+// application's own goose migrations are neither read nor numbered with these.
+// An application that would rather run one set of migrations copies the files
+// of package migrations into its own.
+package migrate
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"path"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+
+	"github.com/samecommit/samecommit/migrations"
+)
+
+// VersionTable records which migrations have been applied.
+const VersionTable = "idempotency_schema_version"
+
+// lockID is "samecmit" in ASCII. It differs from goose's own default, so that
+// we never queue behind the application's migrations.
+const lockID int64 = 0x73616d65636d6974
+
+// Migration is one migration file and whether the database has it.
+type Migration struct {
+	// Version is the number that the file name begins with.
+	Version int64
+	// Name is the file name, 00001_create_idempotency_keys.sql.
+	Name string
+	// Applied says whether the database has this migration.
+	Applied bool
+	// AppliedAt is when it was applied; zero if it was not.
+	AppliedAt time.Time
+}
+
+// Up applies every migration that the database does not have yet. Any number
+// of processes may call it at once: one applies, the others wait for it on a
+// session lock, which they try again every second for up to five minutes.
+//
+// Where nothing is pending, Up only reads, so a role without the right to
+// create tables may call it at every start.
+func Up(ctx context.Context, pool *pgxpool.Pool) error {
+	return withProvider(pool, "up", func(provider *goose.Provider) error {
+		// Without pending work there is no reason to take the lock.
+		if pending, err := provider.HasPending(ctx); err == nil && !pending {
+			return nil
+		}
+		_, err := provider.Up(ctx)
+		return err
+	})
+}
+
+// Down undoes the newest migration. Undoing the first one drops the tables and
+// with them every recorded answer. With nothing to undo it does nothing.
+func Down(ctx context.Context, pool *pgxpool.Pool) error {
+	return withProvider(pool, "down", func(provider *goose.Provider) error {
+		if _, err := provider.Down(ctx); err != nil && !errors.Is(err, goose.ErrNoNextVersion) {
+			return err
+		}
+		return nil
+	})
+}
+
+// Status lists every migration, oldest first. It creates the version table if
+// the database has none.
+func Status(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
+	var migrations []Migration
+	err := withProvider(pool, "status", func(provider *goose.Provider) error {
+		statuses, err := provider.Status(ctx)
+		for _, status := range statuses {
+			migrations = append(migrations, Migration{
+				Version:   status.Source.Version,
+				Name:      path.Base(status.Source.Path),
+				Applied:   status.State == goose.StateApplied,
+				AppliedAt: status.AppliedAt,
+			})
+		}
+		return err
+	})
+	return migrations, err
+}
+
+func withProvider(pool *pgxpool.Pool, command string, fn func(*goose.Provider) error) (err error) {
+	db := stdlib.OpenDBFromPool(pool)
+	defer func() {
+		if closeErr := db.Close(); err == nil && closeErr != nil {
+			err = fmt.Errorf("migrate: %s: %w", command, closeErr)
+		}
+	}()
+	provider, err := newProvider(db)
+	if err != nil {
+		return fmt.Errorf("migrate: %s: %w", command, err)
+	}
+	if err := fn(provider); err != nil {
+		return fmt.Errorf("migrate: %s: %w", command, err)
+	}
+	return nil
+}
+
+func newProvider(db *sql.DB) (*goose.Provider, error) {
+	// goose's default waits 5 s between tries: ten processes that start
+	// together would take 15 s for a migration of 20 ms.
+	locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(lockID), lock.WithLockTimeout(1, 300))
+	if err != nil {
+		return nil, err
+	}
+	return goose.NewProvider(goose.DialectPostgres, db, migrations.FS,
+		goose.WithTableName(VersionTable),
+		goose.WithSessionLocker(locker),
+		goose.WithDisableGlobalRegistry(true),
+	)
+}

@@ -1,0 +1,268 @@
+-- The protocol that these statements serve is in docs/design.md, part "What the
+-- database does". Time is the database's, per statement: now() would be the
+-- start of the transaction, long before a claim that waited.
+
+-- name: KeyTryLock :one
+-- A hint that saves waiting and wasted work, never the truth. claim_id is kept
+-- for this transaction only, so that KeyInsertCompleted and
+-- KeyReplaceCompleted can tell that it is still the same transaction.
+SELECT
+    pg_try_advisory_xact_lock(@lock_id::bigint) AS locked,
+    set_config('samecommit.claim_id', (@claim_id::uuid)::text, true) AS claim_id,
+    set_config('idle_in_transaction_session_timeout', @idle_timeout::text, true) AS idle_timeout;
+
+-- name: KeyGet :one
+SELECT
+    status,
+    claim_id,
+    attempt,
+    fingerprint,
+    response,
+    response_type,
+    created_at,
+    updated_at,
+    locked_until,
+    expires_at,
+    unfinished,
+    statement_timestamp()::timestamptz AS read_at
+FROM idempotency_keys
+WHERE scope = @scope
+    AND id = @id;
+
+-- name: KeyInsertCompleted :one
+-- No ON CONFLICT: the loser of a race must raise (23505), so that the server
+-- skips the COMMIT behind this statement. A status that is no number (22P02)
+-- means that the transaction which did the work has already ended.
+INSERT INTO idempotency_keys (
+    scope,
+    id,
+    status,
+    claim_id,
+    attempt,
+    fingerprint,
+    response,
+    response_type,
+    created_at,
+    updated_at,
+    expires_at
+) VALUES (
+    @scope,
+    @id,
+    CAST(CASE WHEN current_setting('samecommit.claim_id', true) = (@claim_id::uuid)::text
+        THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),
+    @claim_id,
+    1,
+    @fingerprint,
+    @response,
+    @response_type::text,
+    statement_timestamp(),
+    statement_timestamp(),
+    statement_timestamp() + @ttl::interval
+)
+RETURNING
+    created_at,
+    updated_at,
+    expires_at::timestamptz AS expires_at;
+
+-- name: KeyReplaceCompleted :one
+-- The row that was seen had expired, or its lease had. If it has changed since,
+-- the division by zero (22012) makes the server skip the COMMIT behind this
+-- statement. claim_id alone would not do: completion and extension keep it.
+INSERT INTO idempotency_keys AS k (
+    scope,
+    id,
+    status,
+    claim_id,
+    attempt,
+    fingerprint,
+    response,
+    response_type,
+    created_at,
+    updated_at,
+    expires_at
+) VALUES (
+    @scope,
+    @id,
+    CAST(CASE WHEN current_setting('samecommit.claim_id', true) = (@claim_id::uuid)::text
+        THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),
+    @claim_id,
+    @attempt,
+    @fingerprint,
+    @response,
+    @response_type::text,
+    statement_timestamp(),
+    statement_timestamp(),
+    statement_timestamp() + @ttl::interval
+)
+ON CONFLICT (scope, id) DO UPDATE SET
+    status = EXCLUDED.status / CASE
+        WHEN k.claim_id = @seen_claim_id::uuid
+            AND k.status = @seen_status::smallint
+            AND k.locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz
+        THEN 1 ELSE 0 END,
+    claim_id = EXCLUDED.claim_id,
+    attempt = EXCLUDED.attempt,
+    fingerprint = EXCLUDED.fingerprint,
+    response = EXCLUDED.response,
+    response_type = EXCLUDED.response_type,
+    created_at = EXCLUDED.created_at,
+    updated_at = EXCLUDED.updated_at,
+    locked_until = NULL,
+    expires_at = EXCLUDED.expires_at,
+    unfinished = NULL
+RETURNING
+    created_at,
+    updated_at,
+    expires_at::timestamptz AS expires_at;
+
+-- name: KeyClaim :one
+-- Claims a key that has no row. The lock is tried only where no row is visible:
+-- otherwise a bystander's open transaction would pin the key. No row back means
+-- that a row is there, or that another transaction is at work.
+INSERT INTO idempotency_keys (
+    scope,
+    id,
+    status,
+    claim_id,
+    attempt,
+    fingerprint,
+    created_at,
+    updated_at,
+    locked_until,
+    unfinished
+)
+SELECT
+    @scope,
+    @id,
+    1,
+    @claim_id::uuid,
+    1,
+    @fingerprint::bytea,
+    statement_timestamp(),
+    statement_timestamp(),
+    statement_timestamp() + sqlc.narg('lease')::interval,
+    CASE WHEN sqlc.narg('lease')::interval IS NULL THEN 1 END
+WHERE CASE
+    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = @scope AND k.id = @id) THEN false
+    ELSE pg_try_advisory_xact_lock(@lock_id::bigint)
+END
+ON CONFLICT (scope, id) DO NOTHING
+RETURNING
+    attempt,
+    created_at,
+    updated_at,
+    locked_until;
+
+-- name: KeyReclaim :one
+-- Claims a key whose row was seen expired, or whose lease was. No row back
+-- means that the row has changed since, or that another transaction holds it.
+UPDATE idempotency_keys
+SET
+    status = 1,
+    claim_id = @claim_id::uuid,
+    attempt = attempt + 1,
+    fingerprint = @fingerprint::bytea,
+    response = NULL,
+    response_type = NULL,
+    created_at = statement_timestamp(),
+    updated_at = statement_timestamp(),
+    locked_until = statement_timestamp() + sqlc.narg('lease')::interval,
+    expires_at = NULL,
+    unfinished = CASE WHEN sqlc.narg('lease')::interval IS NULL THEN 1 END
+WHERE scope = @scope
+    AND id = @id
+    AND claim_id = @seen_claim_id::uuid
+    AND status = @seen_status::smallint
+    AND locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz
+    AND pg_try_advisory_xact_lock(@lock_id::bigint)
+RETURNING
+    attempt,
+    created_at,
+    updated_at,
+    locked_until;
+
+-- name: KeyComplete :one
+-- A claim that is no longer held divides by zero (22012), which aborts the
+-- transaction: a caller that ignores the error cannot commit the effect alone.
+WITH completed AS (
+    UPDATE idempotency_keys
+    SET
+        status = 2,
+        response = @response,
+        response_type = @response_type::text,
+        updated_at = statement_timestamp(),
+        locked_until = NULL,
+        expires_at = statement_timestamp() + @ttl::interval,
+        unfinished = NULL
+    WHERE scope = @scope
+        AND id = @id
+        AND claim_id = @claim_id
+        AND status = 1
+    RETURNING
+        attempt,
+        fingerprint,
+        created_at,
+        updated_at,
+        expires_at
+)
+SELECT
+    (1 / count(*))::integer AS completed,
+    coalesce(max(attempt), 0)::integer AS attempt,
+    coalesce((array_agg(fingerprint))[1], '')::bytea AS fingerprint,
+    coalesce(max(created_at), '-infinity')::timestamptz AS created_at,
+    coalesce(max(updated_at), '-infinity')::timestamptz AS updated_at,
+    coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
+FROM completed;
+
+-- name: KeyExtend :one
+UPDATE idempotency_keys
+SET
+    updated_at = statement_timestamp(),
+    locked_until = statement_timestamp() + @lease::interval
+WHERE scope = @scope
+    AND id = @id
+    AND claim_id = @claim_id
+    AND status = 1
+    AND locked_until IS NOT NULL
+RETURNING locked_until;
+
+-- name: KeyRelease :execrows
+DELETE FROM idempotency_keys
+WHERE scope = @scope
+    AND id = @id
+    AND claim_id = @claim_id
+    AND status = 1
+    AND locked_until IS NOT NULL;
+
+-- name: KeyIsOwn :one
+-- Whether the row was written by this very transaction. A row that is visible,
+-- unfinished and not ours has slipped past the guard, with triggers off.
+-- xmin has 32 bits; the next transaction id supplies the epoch.
+SELECT coalesce(pg_xact_status((
+    pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+    - (pg_snapshot_xmax(pg_current_snapshot())::text::bigint - xmin::text::bigint + 4294967296) % 4294967296
+)::text::xid8) = 'in progress', false)::boolean AS own
+FROM idempotency_keys
+WHERE scope = @scope
+    AND id = @id;
+
+-- name: KeyDeleteExpired :execrows
+-- SKIP LOCKED: a row that somebody is claiming again is not waited for. The
+-- condition is repeated outside, where the row is read again under its lock.
+DELETE FROM idempotency_keys
+USING (
+    SELECT
+        scope,
+        id
+    FROM idempotency_keys
+    WHERE status = 2
+        AND expires_at < statement_timestamp()
+    ORDER BY expires_at
+    LIMIT @max_rows
+    FOR UPDATE
+    SKIP LOCKED
+) AS expired
+WHERE idempotency_keys.scope = expired.scope
+    AND idempotency_keys.id = expired.id
+    AND idempotency_keys.status = 2
+    AND idempotency_keys.expires_at < statement_timestamp();
