@@ -563,13 +563,17 @@ const keyTryLock = `-- name: KeyTryLock :one
 SELECT
     pg_try_advisory_xact_lock($1::bigint) AS locked,
     set_config('samecommit.claim_id', ($2::uuid)::text, true) AS claim_id,
-    set_config('idle_in_transaction_session_timeout', $3::text, true) AS idle_timeout
+    set_config(
+        'idle_in_transaction_session_timeout',
+        coalesce($3::text, current_setting('idle_in_transaction_session_timeout')),
+        true
+    ) AS idle_timeout
 `
 
 type KeyTryLockParams struct {
 	LockID      int64
 	ClaimID     [16]byte
-	IdleTimeout string
+	IdleTimeout *string
 }
 
 type KeyTryLockRow struct {

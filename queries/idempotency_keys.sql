@@ -9,7 +9,11 @@
 SELECT
     pg_try_advisory_xact_lock(@lock_id::bigint) AS locked,
     set_config('samecommit.claim_id', (@claim_id::uuid)::text, true) AS claim_id,
-    set_config('idle_in_transaction_session_timeout', @idle_timeout::text, true) AS idle_timeout;
+    set_config(
+        'idle_in_transaction_session_timeout',
+        coalesce(sqlc.narg('idle_timeout')::text, current_setting('idle_in_transaction_session_timeout')),
+        true
+    ) AS idle_timeout;
 
 -- name: KeyGet :one
 SELECT

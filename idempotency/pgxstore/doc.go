@@ -1,0 +1,11 @@
+// Package pgxstore keeps idempotency keys in PostgreSQL, through pgx.
+//
+//	store := pgxstore.New(pool, nil)
+//	client, err := idempotency.NewClient(store, nil)
+//
+// The table idempotency_keys must exist in the connection's search_path; package
+// migrate creates it. The statements and the reason for each are in
+// docs/design.md.
+//
+// It imports idempotency, db, txhelper and pgx.
+package pgxstore

@@ -1,0 +1,79 @@
+package pgxstore
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// ErrNotMigrated: the table idempotency_keys, or a column of it, is not there.
+var ErrNotMigrated = errors.New(`pgxstore: table "idempotency_keys" is missing or outdated: apply migration 00001_create_idempotency_keys.sql and later ones with migrate.Up, or with goose from migrations.FS, and check that the connection's search_path finds it`)
+
+// errTryAgain: another transaction changed the row between our look and our
+// write, and left no live answer. A fresh transaction decides anew.
+var errTryAgain = errors.New("pgxstore: another transaction changed the key meanwhile")
+
+// SQLSTATEs that our statements raise, or meet, on purpose.
+const (
+	codeDivisionByZero  = "22012" // the row is no longer as it was seen, or the claim is lost
+	codeInvalidText     = "22P02" // the transaction that did the work has ended
+	codeUniqueViolation = "23505"
+	codeLockTimeout     = "55P03"
+	codeUndefinedTable  = "42P01"
+	codeUndefinedColumn = "42703"
+)
+
+func sqlState(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code
+	}
+	return ""
+}
+
+// explain turns an error of one of our statements into the package's terms.
+func (s *Store) explain(key idempotency.Key, doing string, err error) error {
+	var keyErr *idempotency.KeyError
+	var paramErr *idempotency.ParamError
+	switch {
+	case err == nil, errors.As(err, &keyErr), errors.As(err, &paramErr):
+		return err
+	case errors.Is(err, pgx.ErrTxClosed):
+		return &idempotency.KeyError{Key: key, Err: fmt.Errorf("pgxstore: %s: the transaction has ended: begin another: %w", doing, err)}
+	default:
+		return explainSchema(doing, err)
+	}
+}
+
+func explainSchema(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if code := sqlState(err); code == codeUndefinedTable || code == codeUndefinedColumn {
+		return fmt.Errorf("%w: %w", ErrNotMigrated, err)
+	}
+	return fmt.Errorf("pgxstore: %s: %w", doing, err)
+}
+
+// explainOwned adds the core's sentinel to txhelper's, which imports only pgx.
+func explainOwned(err error) error {
+	if errors.Is(err, txhelper.ErrOwned) || errors.Is(err, txhelper.ErrEnded) {
+		return fmt.Errorf("%w: %w", idempotency.ErrOwned, err)
+	}
+	return err
+}
+
+func checkClaim(claim *idempotency.Claim) error {
+	if claim == nil {
+		return &idempotency.KeyError{Err: idempotency.ErrNotClaimed}
+	}
+	if claim.ID == (idempotency.ClaimID{}) {
+		return &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrNotClaimed}
+	}
+	return nil
+}

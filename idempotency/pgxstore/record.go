@@ -1,0 +1,119 @@
+package pgxstore
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/samecommit/samecommit/db"
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// Values of idempotency_keys.status.
+const (
+	statusInProgress int16 = 1
+	statusCompleted  int16 = 2
+)
+
+// row is one look at a key, with the database's time of that look.
+type row struct {
+	*db.KeyGetRow
+	key idempotency.Key
+}
+
+// lookUp returns nil where the key has no row.
+func (s *Store) lookUp(ctx context.Context, q txhelper.Querier, key idempotency.Key) (*row, error) {
+	found, err := s.queries.KeyGet(ctx, q, &db.KeyGetParams{Scope: key.Scope, ID: key.ID})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil //nolint:nilnil // No row is an answer, not an error.
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &row{KeyGetRow: found, key: key}, nil
+}
+
+// live reports whether the row is an answer to replay.
+func (r *row) live() bool {
+	return r != nil && r.Status == statusCompleted && r.ExpiresAt.After(r.ReadAt)
+}
+
+// leased reports whether a lease holds the key.
+func (r *row) leased() bool {
+	return r != nil && r.Status == statusInProgress && r.LockedUntil != nil && r.LockedUntil.After(r.ReadAt)
+}
+
+// unfinished reports whether the key was begun in a transaction. Such a row is
+// visible only to that transaction, unless the guard was disabled.
+func (r *row) unfinished() bool {
+	return r != nil && r.Status == statusInProgress && r.LockedUntil == nil
+}
+
+// same reports whether nothing has happened to the key between two looks.
+func (r *row) same(other *row) bool {
+	return other != nil && r.ClaimID == other.ClaimID && r.Status == other.Status && equalTime(r.LockedUntil, other.LockedUntil)
+}
+
+func equalTime(a, b *time.Time) bool {
+	return a == b || a != nil && b != nil && a.Equal(*b)
+}
+
+// outcome judges a row whose state alone decides; nil where the key is to be
+// had, as far as the row tells.
+func (r *row) outcome(fingerprint idempotency.Fingerprint) (*idempotency.Outcome, error) {
+	switch {
+	case r.live():
+		record, err := r.record()
+		if err != nil {
+			return nil, err
+		}
+		if !fingerprint.Matches(record.Fingerprint) {
+			return nil, &idempotency.KeyError{Key: r.key, Err: idempotency.ErrFingerprintMismatch}
+		}
+		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, nil
+	case r.leased():
+		record, err := r.record()
+		return &idempotency.Outcome{State: idempotency.InProgress, Record: record, RetryAfter: r.LockedUntil.Sub(r.ReadAt)}, err
+	}
+	return nil, nil //nolint:nilnil // Undecided is an answer, not an error.
+}
+
+func (r *row) record() (*idempotency.Record, error) {
+	fingerprint, err := idempotency.ParseFingerprint(r.Fingerprint)
+	if err != nil {
+		return nil, &idempotency.KeyError{Key: r.key, Err: err}
+	}
+	record := &idempotency.Record{
+		Key:         r.key,
+		State:       idempotency.InProgress,
+		ClaimID:     r.ClaimID,
+		Attempt:     int(r.Attempt),
+		Fingerprint: fingerprint,
+		CreatedAt:   r.CreatedAt,
+		UpdatedAt:   r.UpdatedAt,
+	}
+	if r.Status == statusCompleted {
+		record.State = idempotency.Completed
+		record.Response = &idempotency.Response{Type: *r.ResponseType, Body: r.Response}
+		record.ExpiresAt = *r.ExpiresAt
+	}
+	if r.LockedUntil != nil {
+		record.LockedUntil = *r.LockedUntil
+	}
+	return record, nil
+}
+
+// get returns the record of a key that is in progress or has a live answer.
+func (s *Store) get(ctx context.Context, q txhelper.Querier, key idempotency.Key) (*idempotency.Record, error) {
+	found, err := s.lookUp(ctx, q, key)
+	if err != nil {
+		return nil, s.explain(key, "get", err)
+	}
+	if found == nil || found.Status == statusCompleted && !found.live() {
+		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNotFound}
+	}
+	return found.record()
+}

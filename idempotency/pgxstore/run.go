@@ -1,0 +1,265 @@
+package pgxstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/samecommit/samecommit/db"
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// Run claims the key in a transaction of its own, calls fn in it and commits
+// fn's writes and its response together. See idempotency.TxStore.
+func (s *Store) Run(ctx context.Context, params *idempotency.BeginParams, fn func(ctx context.Context, tx pgx.Tx) (*idempotency.Response, error)) (outcome *idempotency.Outcome, executed bool, err error) {
+	if err := params.ValidateTx(); err != nil {
+		return nil, false, err
+	}
+	err = txhelper.Retry(ctx, s.db, &s.options, func(ctx context.Context) error {
+		r := &run{store: s, params: params, claimID: idempotency.NewClaimID()}
+		outcome, executed, err = r.try(ctx, fn)
+		return err
+	})
+	if err != nil {
+		return nil, false, explainOwned(err)
+	}
+	return outcome, executed, nil
+}
+
+// run is one try of Run: one claim id, one transaction.
+type run struct {
+	store   *Store
+	params  *idempotency.BeginParams
+	claimID idempotency.ClaimID
+	// seen is the row that the answer replaces: an expired answer, or a claim
+	// whose lease has ended. Nil where the key had no row.
+	seen *row
+}
+
+func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (*idempotency.Response, error)) (*idempotency.Outcome, bool, error) {
+	lookInside := r.store.options.TxOptions.IsoLevel != pgx.Serializable
+	if !lookInside {
+		// Inside, the read would leave a predicate lock in the index and abort
+		// neighbours that have nothing to do with this key.
+		var err error
+		if r.seen, err = r.store.lookUp(ctx, r.store.db, r.params.Key); err != nil {
+			return nil, false, r.explain(err)
+		}
+		if outcome, err := r.decided(); outcome != nil || err != nil {
+			return outcome, false, err
+		}
+	}
+	transaction, locked, err := r.open(ctx, &r.store.options, lookInside)
+	if err != nil {
+		return nil, false, r.explain(err)
+	}
+	// Also on panic and runtime.Goexit, which pass through unchanged.
+	defer transaction.Rollback(ctx)
+
+	if outcome, err := r.decided(); outcome != nil || err != nil {
+		return outcome, false, err
+	}
+	if !locked {
+		return &idempotency.Outcome{State: idempotency.InProgress}, false, nil
+	}
+
+	response, err := fn(ctx, transaction.Tx())
+	if err == nil {
+		err = response.Validate()
+	}
+	if cause := transaction.Cause(err); cause != nil {
+		transaction.Rollback(ctx)
+		return r.afterFailure(ctx, cause)
+	}
+	if response.RolledBack {
+		// A new transaction: fn's may have been aborted by an SQL error, which
+		// is what it wants recorded.
+		transaction.Rollback(ctx)
+		transaction, err = txhelper.Open(ctx, r.store.db, &r.store.options, func(batch *pgx.Batch) {
+			txhelper.Queue(batch, r.tryLock(ctx, nil))
+		})
+		if err != nil {
+			return nil, false, r.explain(err)
+		}
+		defer transaction.Rollback(ctx)
+	}
+	return r.finish(ctx, transaction, response)
+}
+
+// decided judges the row that was seen, if there was one that leaves no choice.
+func (r *run) decided() (*idempotency.Outcome, error) {
+	if r.seen.unfinished() {
+		return nil, strayError(r.params.Key)
+	}
+	return r.seen.outcome(r.params.Fingerprint)
+}
+
+func (r *run) explain(err error) error { return r.store.explain(r.params.Key, "run", err) }
+
+// open begins a transaction and tries the lock, and with look set also takes the
+// look that decides, all in one flight.
+func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (transaction *txhelper.Transaction, locked bool, err error) {
+	transaction, err = txhelper.Open(ctx, r.store.db, options, func(batch *pgx.Batch) {
+		// Two statements: the snapshot of one would be older than its lock, and
+		// would miss the answer of the holder that has just let go of it.
+		txhelper.Queue(batch, r.tryLock(ctx, &locked))
+		if look {
+			txhelper.Queue(batch, func(q txhelper.Querier) (err error) {
+				r.seen, err = r.store.lookUp(ctx, q, r.params.Key)
+				return err
+			})
+		}
+	})
+	return transaction, locked, err
+}
+
+// tryLock is the first statement of every transaction here. It also leaves the
+// claim id with the transaction, which the last statement asks for.
+func (r *run) tryLock(ctx context.Context, locked *bool) func(q txhelper.Querier) error {
+	return func(q txhelper.Querier) error {
+		lock, err := r.store.queries.KeyTryLock(ctx, q, &db.KeyTryLockParams{
+			LockID: lockID(r.params.Key), ClaimID: r.claimID, IdleTimeout: r.store.idleSetting(),
+		})
+		if err == nil && locked != nil {
+			*locked = lock.Locked
+		}
+		return err
+	}
+}
+
+// finish writes the finished row and commits, in one flight. Where the row
+// cannot be written the server skips the commit.
+func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, response *idempotency.Response) (*idempotency.Outcome, bool, error) {
+	completed := &row{key: r.params.Key, KeyGetRow: &db.KeyGetRow{
+		Status: statusCompleted, ClaimID: r.claimID, Attempt: 1, Fingerprint: r.params.Fingerprint.Bytes(),
+		Response: response.Body, ResponseType: &response.Type,
+	}}
+	if r.seen != nil && r.seen.Status == statusInProgress {
+		completed.Attempt = r.seen.Attempt + 1
+	}
+	var insertErr error
+	err := transaction.Commit(ctx, func(batch *pgx.Batch) {
+		txhelper.Queue(batch, func(q txhelper.Querier) error {
+			insertErr = r.insert(ctx, q, completed)
+			return insertErr
+		})
+	})
+	var ambiguous *txhelper.AmbiguousCommitError
+	switch {
+	case err == nil:
+		record, err := completed.record()
+		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, err
+	case errors.As(err, &ambiguous):
+		return r.resolve(ctx, ambiguous)
+	case insertErr == nil || !errors.Is(err, insertErr):
+		return r.afterFailure(ctx, err)
+	}
+	// Ours is known by its position: a constraint of the caller's, deferred to
+	// the commit, may raise the same codes.
+	switch sqlState(insertErr) {
+	case codeUniqueViolation, codeDivisionByZero, codeLockTimeout:
+		return r.afterFailure(ctx, errTryAgain)
+	case codeInvalidText:
+		return r.afterFailure(ctx, txhelper.ErrEnded)
+	default:
+		return r.afterFailure(ctx, r.explain(err))
+	}
+}
+
+// insert writes the finished row, and fills in the times that it got.
+func (r *run) insert(ctx context.Context, q txhelper.Querier, completed *row) error {
+	key, queries := r.params.Key, r.store.queries
+	if r.seen == nil {
+		times, err := queries.KeyInsertCompleted(ctx, q, &db.KeyInsertCompletedParams{
+			Scope: key.Scope, ID: key.ID, ClaimID: r.claimID, Fingerprint: completed.Fingerprint,
+			Response: completed.Response, ResponseType: *completed.ResponseType, TTL: r.params.TTL,
+		})
+		if err == nil {
+			completed.CreatedAt, completed.UpdatedAt, completed.ExpiresAt = times.CreatedAt, times.UpdatedAt, &times.ExpiresAt
+		}
+		return err
+	}
+	times, err := queries.KeyReplaceCompleted(ctx, q, &db.KeyReplaceCompletedParams{
+		Scope: key.Scope, ID: key.ID, ClaimID: r.claimID, Fingerprint: completed.Fingerprint, Attempt: completed.Attempt,
+		Response: completed.Response, ResponseType: *completed.ResponseType, TTL: r.params.TTL,
+		SeenClaimID: r.seen.ClaimID, SeenStatus: r.seen.Status, SeenLockedUntil: r.seen.LockedUntil,
+	})
+	if err == nil {
+		completed.CreatedAt, completed.UpdatedAt, completed.ExpiresAt = times.CreatedAt, times.UpdatedAt, &times.ExpiresAt
+	}
+	return err
+}
+
+// afterFailure looks, in a fresh snapshot, whether a rival has answered
+// meanwhile, and otherwise returns cause. Nothing of this try is committed,
+// unless cause is txhelper.ErrEnded.
+func (r *run) afterFailure(ctx context.Context, cause error) (*idempotency.Outcome, bool, error) {
+	if errors.Is(cause, txhelper.ErrOwned) || errors.Is(cause, txhelper.ErrEnded) {
+		return nil, false, cause // a mistake in fn, which a replay would hide
+	}
+	found, err := r.store.lookUp(ctx, r.store.db, r.params.Key)
+	if err != nil || !found.live() {
+		return nil, false, cause //nolint:nilerr // cause is what went wrong; the look was an extra.
+	}
+	outcome, err := found.outcome(r.params.Fingerprint)
+	return outcome, false, err
+}
+
+const (
+	firstResolvePoll   = 5 * time.Millisecond
+	longestResolvePoll = 250 * time.Millisecond
+)
+
+// resolve finds out what became of a commit whose reply was lost, by claiming
+// the key again. A look at the row alone would not do: a commit that waits for a
+// standby cannot be seen yet. The lock tells that the lost transaction has ended.
+func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitError) (*idempotency.Outcome, bool, error) {
+	resolveCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.store.resolveTimeout)
+	defer cancel()
+	// The look must be newer than the lock, which needs a snapshot for each.
+	options := r.store.options
+	options.TxOptions = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+	cause := error(ambiguous)
+	for poll := firstResolvePoll; r.store.canReconnect(); poll = min(2*poll, longestResolvePoll) {
+		again := &run{store: r.store, params: r.params, claimID: idempotency.NewClaimID()}
+		transaction, locked, err := again.open(resolveCtx, &options, true)
+		if err == nil {
+			transaction.Rollback(resolveCtx)
+			outcome, executed, settled, err := r.settle(again.seen, locked)
+			if settled {
+				return outcome, executed, err
+			}
+		} else if resolveCtx.Err() == nil {
+			cause = fmt.Errorf("%w; looking for it: %w", ambiguous, err)
+		}
+		timer := time.NewTimer(poll)
+		select {
+		case <-timer.C:
+			continue
+		case <-resolveCtx.Done():
+			timer.Stop()
+		}
+		break
+	}
+	return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: fmt.Errorf("%w: call again with the same key: %w", idempotency.ErrOutcomeUnknown, cause)}
+}
+
+// settle judges a look that was taken with the lock tried first.
+func (r *run) settle(found *row, locked bool) (outcome *idempotency.Outcome, executed, settled bool, err error) {
+	if found != nil && found.ClaimID == r.claimID {
+		record, err := found.record()
+		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, true, err
+	}
+	if found.live() {
+		outcome, err := found.outcome(r.params.Fingerprint)
+		return outcome, false, true, err
+	}
+	if locked {
+		return nil, false, true, errTryAgain // it has ended and left nothing: run again
+	}
+	return nil, false, false, nil
+}

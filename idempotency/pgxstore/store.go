@@ -1,0 +1,207 @@
+package pgxstore
+
+import (
+	"context"
+	"errors"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/db"
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// Defaults of Config.
+const (
+	DefaultIdleTimeout    = time.Minute
+	DefaultResolveTimeout = 10 * time.Second
+)
+
+// defaultDeleteLimit keeps a sweep's transaction short.
+const defaultDeleteLimit = 1000
+
+// DB is a *pgxpool.Pool or a *pgx.Conn. It may also be a pgx.Tx, in which a
+// test can do everything and roll it back; Run then works in savepoints.
+type DB interface {
+	db.DBTX
+	txhelper.DB
+}
+
+// Config configures a Store. Nil and the zero value mean all defaults.
+type Config struct {
+	// TxOptions are those of the transactions that Run opens.
+	// Defaults to the server's, READ COMMITTED unless it was configured.
+	TxOptions pgx.TxOptions
+	// MaxAttempts is how often Run runs its function at most, counting retries
+	// after serialization failures, deadlocks and lost races. Defaults to 8.
+	MaxAttempts int
+	// IdleTimeout is after how long without a statement the server ends a
+	// transaction of Run's, which frees its key when the network has silently
+	// failed. Rounded up to a millisecond. Defaults to 1 minute; negative leaves
+	// the server's setting.
+	IdleTimeout time.Duration
+	// CommitTimeout bounds a commit, which the caller's cancellation does not
+	// interrupt. Defaults to 10 seconds.
+	CommitTimeout time.Duration
+	// ResolveTimeout bounds how long Run tries to find out what became of a
+	// commit whose reply was lost, before ErrOutcomeUnknown. Defaults to 10
+	// seconds.
+	ResolveTimeout time.Duration
+}
+
+// Store keeps keys in PostgreSQL. It is safe for concurrent use if its DB is.
+type Store struct {
+	db             DB
+	queries        *db.Queries
+	options        txhelper.Options
+	idleTimeout    time.Duration
+	resolveTimeout time.Duration
+}
+
+var _ idempotency.TxStore[pgx.Tx] = (*Store)(nil)
+
+// New returns a store on database. A nil config means all defaults.
+func New(database DB, config *Config) *Store {
+	if config == nil {
+		config = &Config{}
+	}
+	store := &Store{
+		db:      database,
+		queries: db.New(),
+		options: txhelper.Options{
+			TxOptions:     config.TxOptions,
+			MaxAttempts:   config.MaxAttempts,
+			CommitTimeout: config.CommitTimeout,
+			Retryable:     func(err error) bool { return txhelper.IsRetryable(err) || errors.Is(err, errTryAgain) },
+		},
+		idleTimeout:    config.IdleTimeout,
+		resolveTimeout: config.ResolveTimeout,
+	}
+	if store.idleTimeout == 0 {
+		store.idleTimeout = DefaultIdleTimeout
+	}
+	if store.resolveTimeout <= 0 {
+		store.resolveTimeout = DefaultResolveTimeout
+	}
+	return store
+}
+
+// Begin claims the key under a lease. See idempotency.Verbs.
+func (s *Store) Begin(ctx context.Context, params *idempotency.BeginParams) (outcome *idempotency.Outcome, err error) {
+	if err := params.ValidateLease(); err != nil {
+		return nil, err
+	}
+	err = s.statement(ctx, func(q txhelper.Querier) error {
+		outcome, err = s.claim(ctx, q, params)
+		return err
+	})
+	return outcome, s.explain(params.Key, "begin", err)
+}
+
+// Complete records the response of a leased claim. See idempotency.Verbs.
+func (s *Store) Complete(ctx context.Context, claim *idempotency.Claim, response *idempotency.Response) (record *idempotency.Record, err error) {
+	if err := response.Validate(); err != nil {
+		return nil, err
+	}
+	if err := checkClaim(claim); err != nil {
+		return nil, err
+	}
+	err = s.statement(ctx, func(q txhelper.Querier) error {
+		record, err = s.complete(ctx, q, claim, response)
+		return err
+	})
+	return record, s.explain(claim.Key, "complete", err)
+}
+
+// Get returns the record of key. See idempotency.Verbs.
+func (s *Store) Get(ctx context.Context, key idempotency.Key) (*idempotency.Record, error) {
+	return s.get(ctx, s.db, key)
+}
+
+// Extend prolongs a lease. See idempotency.Store.
+func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time.Duration) (*idempotency.Claim, error) {
+	if err := idempotency.ValidateLease(lease); err != nil {
+		return nil, err
+	}
+	if err := checkClaim(claim); err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	lockedUntil, err := s.queries.KeyExtend(ctx, s.db, &db.KeyExtendParams{
+		Lease: lease, Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: claim.ID,
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
+	}
+	if err != nil {
+		return nil, s.explain(claim.Key, "extend", err)
+	}
+	extended := *claim
+	extended.LockedUntil, extended.Deadline = *lockedUntil, start.Add(lease)
+	return &extended, nil
+}
+
+// Release frees a leased key without an answer. See idempotency.Store.
+func (s *Store) Release(ctx context.Context, claim *idempotency.Claim) error {
+	if err := checkClaim(claim); err != nil {
+		return err
+	}
+	released, err := s.queries.KeyRelease(ctx, s.db, &db.KeyReleaseParams{
+		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: claim.ID,
+	})
+	if err == nil && released == 0 {
+		return &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
+	}
+	return s.explain(claim.Key, "release", err)
+}
+
+// DeleteExpired deletes expired records. See idempotency.Store.
+func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
+	if limit < 0 || limit > math.MaxInt32 {
+		return 0, &idempotency.ParamError{Field: "limit", Reason: "is not between 0 and 2,147,483,647"}
+	}
+	if limit == 0 {
+		limit = defaultDeleteLimit
+	}
+	deleted, err := s.queries.KeyDeleteExpired(ctx, s.db, &db.KeyDeleteExpiredParams{MaxRows: int32(limit)})
+	return int(deleted), explainSchema("delete expired", err)
+}
+
+// WithTx returns the verbs as part of tx. See idempotency.TxStore.
+func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx: tx} }
+
+// Savepoint calls fn with a transaction nested in tx. See idempotency.TxStore.
+func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	return explainOwned(txhelper.Savepoint(ctx, tx, fn))
+}
+
+// statement calls fn, which sends single statements that each take effect at
+// once. Inside a caller's transaction a failure must not abort that, so there it
+// is a savepoint.
+func (s *Store) statement(ctx context.Context, fn func(q txhelper.Querier) error) error {
+	if tx, ok := s.db.(pgx.Tx); ok {
+		return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return fn(tx) })
+	}
+	return fn(s.db)
+}
+
+// idleSetting is the value of idle_in_transaction_session_timeout, in
+// milliseconds; nil leaves it as it is.
+func (s *Store) idleSetting() *string {
+	if s.idleTimeout < 0 {
+		return nil
+	}
+	setting := strconv.FormatInt(int64((s.idleTimeout+time.Millisecond-1)/time.Millisecond), 10)
+	return &setting
+}
+
+// canReconnect reports whether the store can open another connection after one
+// was lost.
+func (s *Store) canReconnect() bool {
+	_, ok := s.db.(*pgxpool.Pool)
+	return ok
+}

@@ -1,0 +1,175 @@
+package pgxstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/samecommit/samecommit/db"
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// verbs are begin, complete and get as part of a caller's transaction.
+type verbs struct {
+	store *Store
+	tx    pgx.Tx
+}
+
+// Begin claims the key as part of the transaction.
+func (v *verbs) Begin(ctx context.Context, params *idempotency.BeginParams) (*idempotency.Outcome, error) {
+	if err := params.ValidateTx(); err != nil {
+		return nil, err
+	}
+	if err := v.check(); err != nil {
+		return nil, err
+	}
+	outcome, err := v.store.claim(ctx, v.tx, params)
+	return outcome, v.store.explain(params.Key, "begin", err)
+}
+
+// Complete records the response as part of the transaction. Where it fails for
+// want of a claim, the statement that failed has aborted the transaction.
+func (v *verbs) Complete(ctx context.Context, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
+	if err := response.Validate(); err != nil {
+		return nil, err
+	}
+	if err := v.check(); err != nil {
+		return nil, err
+	}
+	notClaimed := checkClaim(claim)
+	if claim == nil {
+		claim = &idempotency.Claim{} // matches no row, so the statement aborts the transaction
+	}
+	record, err := v.store.complete(ctx, v.tx, claim, response)
+	if err != nil && notClaimed != nil {
+		return nil, notClaimed
+	}
+	return record, v.store.explain(claim.Key, "complete", err)
+}
+
+// Get returns the record as the transaction sees it.
+func (v *verbs) Get(ctx context.Context, key idempotency.Key) (*idempotency.Record, error) {
+	if err := v.check(); err != nil {
+		return nil, err
+	}
+	return v.store.get(ctx, v.tx, key)
+}
+
+func (v *verbs) check() error {
+	if v.tx == nil {
+		return &idempotency.ParamError{Field: "tx", Reason: "is nil; pass an open pgx.Tx"}
+	}
+	return nil
+}
+
+// maxClaimRounds bounds how often claim looks again after a row changed under
+// it. Every round means that another transaction made progress.
+const maxClaimRounds = 10
+
+// claim tries once to claim the key: for the transaction that q belongs to, or,
+// with params.Lease set, under a lease.
+func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempotency.BeginParams) (*idempotency.Outcome, error) {
+	start := time.Now()
+	claim := &idempotency.Claim{Key: params.Key, ID: idempotency.NewClaimID(), TTL: params.TTL}
+	var lease *time.Duration
+	if params.Lease > 0 {
+		lease = &params.Lease
+		claim.Deadline = start.Add(params.Lease)
+	}
+	claimed := func(attempt int32, lockedUntil *time.Time) *idempotency.Outcome {
+		claim.Attempt = int(attempt)
+		if lockedUntil != nil {
+			claim.LockedUntil = *lockedUntil
+		}
+		return &idempotency.Outcome{State: idempotency.New, Claim: claim}
+	}
+
+	for range maxClaimRounds {
+		fresh, err := s.queries.KeyClaim(ctx, q, &db.KeyClaimParams{
+			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: claim.ID,
+			Fingerprint: params.Fingerprint.Bytes(), Lease: lease, LockID: lockID(params.Key),
+		})
+		if err == nil {
+			return claimed(fresh.Attempt, fresh.LockedUntil), nil
+		}
+		if !errors.Is(err, pgx.ErrNoRows) {
+			return nil, err
+		}
+
+		// A statement of its own: KeyClaim's snapshot is older than the end of
+		// the transaction that it may have waited for.
+		seen, err := s.lookUp(ctx, q, params.Key)
+		if err != nil {
+			return nil, err
+		}
+		if seen == nil {
+			return &idempotency.Outcome{State: idempotency.InProgress}, nil
+		}
+		if seen.unfinished() {
+			return nil, s.unfinishedError(ctx, q, params.Key)
+		}
+		if outcome, err := seen.outcome(params.Fingerprint); outcome != nil || err != nil {
+			return outcome, err
+		}
+
+		again, err := s.queries.KeyReclaim(ctx, q, &db.KeyReclaimParams{
+			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: claim.ID,
+			Fingerprint: params.Fingerprint.Bytes(), Lease: lease, LockID: lockID(params.Key),
+			SeenClaimID: seen.ClaimID, SeenStatus: seen.Status, SeenLockedUntil: seen.LockedUntil,
+		})
+		if err == nil {
+			return claimed(again.Attempt, again.LockedUntil), nil
+		}
+		if !errors.Is(err, pgx.ErrNoRows) {
+			return nil, err
+		}
+		now, err := s.lookUp(ctx, q, params.Key)
+		if err != nil {
+			return nil, err
+		}
+		if seen.same(now) {
+			return &idempotency.Outcome{State: idempotency.InProgress}, nil // another transaction is at work on it
+		}
+	}
+	return &idempotency.Outcome{State: idempotency.InProgress}, nil
+}
+
+// unfinishedError tells a key that this transaction has begun before from one
+// that was committed unfinished, which only disabled triggers allow.
+func (s *Store) unfinishedError(ctx context.Context, q txhelper.Querier, key idempotency.Key) error {
+	own, err := s.queries.KeyIsOwn(ctx, q, &db.KeyIsOwnParams{Scope: key.Scope, ID: key.ID})
+	if err != nil {
+		return err
+	}
+	if own {
+		return &idempotency.KeyError{Key: key, Err: idempotency.ErrNested}
+	}
+	return strayError(key)
+}
+
+func strayError(key idempotency.Key) error {
+	return &idempotency.KeyError{Key: key, Err: fmt.Errorf("%w: its transaction was committed with the guard disabled, by a replication role or a restore: once you know that its work did not happen, run DELETE FROM idempotency_keys WHERE unfinished IS NOT NULL AND scope = $1 AND id = $2", idempotency.ErrUnfinished)}
+}
+
+func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
+	done, err := s.queries.KeyComplete(ctx, q, &db.KeyCompleteParams{
+		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: claim.ID,
+		Response: response.Body, ResponseType: response.Type, TTL: claim.TTL,
+	})
+	if sqlState(err) == codeDivisionByZero {
+		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
+	}
+	if err != nil {
+		return nil, err
+	}
+	completed := &row{key: claim.Key, KeyGetRow: &db.KeyGetRow{
+		Status: statusCompleted, ClaimID: claim.ID, Attempt: done.Attempt, Fingerprint: done.Fingerprint,
+		Response: response.Body, ResponseType: &response.Type,
+		CreatedAt: done.CreatedAt, UpdatedAt: done.UpdatedAt, ExpiresAt: &done.ExpiresAt,
+	}}
+	return completed.record()
+}

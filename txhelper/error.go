@@ -1,0 +1,79 @@
+package txhelper
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+var (
+	// ErrOwned: a function tried to commit or roll back the transaction that it
+	// was given. Nothing of the transaction is committed.
+	ErrOwned = errors.New("txhelper: transaction belongs to the call that opened it: return nil to commit, an error to roll back")
+	// ErrEnded: the transaction ended before Commit, by a COMMIT or ROLLBACK
+	// sent as SQL. What was done before a COMMIT is committed.
+	ErrEnded = errors.New("txhelper: transaction was ended by an SQL statement of its own")
+	// ErrAborted: a statement failed, its error was ignored, and PostgreSQL
+	// refuses to commit the transaction.
+	ErrAborted = errors.New("txhelper: transaction is aborted: the error of a failed statement was ignored")
+	// ErrRowsOpen: rows, a batch or a copy were still being read when the
+	// function returned. Close them, or read to the end.
+	ErrRowsOpen = errors.New("txhelper: transaction still has open rows")
+)
+
+// AttemptsExceededError is a transaction that failed with a retryable error as
+// often as Options.MaxAttempts allows.
+type AttemptsExceededError struct {
+	// Attempts is how often it was tried.
+	Attempts int
+	// Err is the error of the last try.
+	Err error
+}
+
+// Error returns the number of attempts and the last error.
+func (e *AttemptsExceededError) Error() string {
+	return fmt.Sprintf("txhelper: gave up after %d attempts: %v", e.Attempts, e.Err)
+}
+
+// Unwrap returns Err.
+func (e *AttemptsExceededError) Unwrap() error { return e.Err }
+
+// AmbiguousCommitError is a commit whose reply was lost: the transaction may be
+// committed or not, or be about to be. Running it again may do its work twice;
+// package pgxstore shows how a key settles it.
+type AmbiguousCommitError struct {
+	// Err is why the reply did not arrive.
+	Err error
+}
+
+// Error returns what happened to the reply.
+func (e *AmbiguousCommitError) Error() string {
+	return fmt.Sprintf("txhelper: outcome of commit is unknown: %v", e.Err)
+}
+
+// Unwrap returns Err.
+func (e *AmbiguousCommitError) Unwrap() error { return e.Err }
+
+// IsRetryable reports whether err is a serialization failure (40001) or a
+// deadlock (40P01), which a fresh transaction may not meet again.
+func IsRetryable(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && (pgErr.Code == "40001" || pgErr.Code == "40P01")
+}
+
+// isDefinite reports whether err, in reply to a commit, proves that nothing was
+// committed. A server that ends the connection (FATAL, PANIC) proves nothing,
+// and neither does class 08 or 40003, which say that the outcome is unknown.
+func isDefinite(err error) bool {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return false
+	}
+	severity := pgErr.SeverityUnlocalized
+	if severity == "" {
+		severity = pgErr.Severity
+	}
+	return severity == "ERROR" && pgErr.Code != "40003" && !strings.HasPrefix(pgErr.Code, "08")
+}

@@ -1,0 +1,70 @@
+package txhelper
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Queue adds to batch the one statement that step sends, as a function that
+// sqlc generated does. step is called twice: at once, to learn the statement
+// and its arguments, with a Querier whose results are errors; and when the
+// batch's results are read, to read its own.
+func Queue(batch *pgx.Batch, step func(q Querier) error) {
+	var recorded recorder
+	_ = step(&recorded) // its error is the recorder's own
+	batch.Queue(recorded.sql, recorded.args...).Fn = func(results pgx.BatchResults) error {
+		return step(reader{results})
+	}
+}
+
+// Querier is what generated queries need of a connection or transaction.
+type Querier interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+var errRecording = errors.New("txhelper: statement is queued, not yet sent")
+
+// recorder takes down a statement instead of sending it.
+type recorder struct {
+	sql  string
+	args []any
+}
+
+func (r *recorder) Exec(_ context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	r.sql, r.args = sql, args
+	return pgconn.CommandTag{}, errRecording
+}
+
+func (r *recorder) Query(_ context.Context, sql string, args ...any) (pgx.Rows, error) {
+	r.sql, r.args = sql, args
+	return nil, errRecording
+}
+
+func (r *recorder) QueryRow(_ context.Context, sql string, args ...any) pgx.Row {
+	r.sql, r.args = sql, args
+	return errorRow{errRecording}
+}
+
+// reader answers a statement with the next result of a batch.
+type reader struct{ results pgx.BatchResults }
+
+func (r reader) Exec(context.Context, string, ...any) (pgconn.CommandTag, error) {
+	return r.results.Exec()
+}
+
+func (r reader) Query(context.Context, string, ...any) (pgx.Rows, error) {
+	return r.results.Query()
+}
+
+func (r reader) QueryRow(context.Context, string, ...any) pgx.Row {
+	return r.results.QueryRow()
+}
+
+type errorRow struct{ err error }
+
+func (r errorRow) Scan(...any) error { return r.err }

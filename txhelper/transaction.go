@@ -1,0 +1,223 @@
+package txhelper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// DB opens transactions. *pgxpool.Pool, *pgx.Conn and pgx.Tx are a DB; with a
+// pgx.Tx, a transaction here is a savepoint in it.
+type DB interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
+}
+
+// Transaction is the owner's side of a transaction: it alone commits and rolls
+// back. Tx is the side that other code gets.
+type Transaction struct {
+	options Options
+	tx      *Tx
+	base    pgx.Tx
+	conn    *pgx.Conn
+	// nested says that base is a savepoint, which ends through base itself.
+	nested  bool
+	release func()
+}
+
+// Open begins a transaction. The statements that first queues go to the server
+// in the same flight as BEGIN; their callbacks have run when Open returns. After
+// an error no transaction is open.
+func Open(ctx context.Context, db DB, options *Options, first func(batch *pgx.Batch)) (*Transaction, error) {
+	t := &Transaction{options: options.withDefaults(), release: func() {}}
+	switch db := db.(type) {
+	case *pgxpool.Pool:
+		conn, err := db.Acquire(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("txhelper: acquire a connection: %w", err)
+		}
+		t.conn, t.release = conn.Conn(), conn.Release
+	case *pgxpool.Conn:
+		t.conn = db.Conn()
+	case *pgx.Conn:
+		t.conn = db
+	default:
+		return openNested(ctx, db, t, first)
+	}
+	if t.conn.PgConn().TxStatus() != 'I' {
+		t.release()
+		return nil, errors.New("txhelper: connection is already in a transaction: pass that transaction instead")
+	}
+	batch := &pgx.Batch{}
+	batch.BeginTx(t.options.TxOptions)
+	if first != nil {
+		first(batch)
+	}
+	results := t.conn.SendBatch(ctx, batch)
+	t.base = results.Tx()
+	t.tx = newTx(t.base)
+	if err := results.Close(); err != nil {
+		t.Rollback(ctx)
+		return nil, fmt.Errorf("txhelper: begin: %w", err)
+	}
+	return t, nil
+}
+
+func openNested(ctx context.Context, db DB, t *Transaction, first func(batch *pgx.Batch)) (*Transaction, error) {
+	if t.options.TxOptions != (pgx.TxOptions{}) {
+		return nil, errors.New("txhelper: TxOptions cannot be set inside a transaction")
+	}
+	base, err := db.Begin(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("txhelper: begin: %w", err)
+	}
+	t.base, t.conn, t.nested = base, base.Conn(), true
+	t.tx = newTx(base)
+	batch := &pgx.Batch{}
+	if first != nil {
+		first(batch)
+	}
+	if batch.Len() > 0 {
+		if err := base.SendBatch(ctx, batch).Close(); err != nil {
+			t.Rollback(ctx)
+			return nil, fmt.Errorf("txhelper: begin: %w", err)
+		}
+	}
+	return t, nil
+}
+
+// Tx returns the transaction as other code may use it: Commit and Rollback
+// return ErrOwned and doom it. It fails with pgx.ErrTxClosed once this
+// Transaction has ended.
+func (t *Transaction) Tx() pgx.Tx { return t.tx }
+
+// Cause returns the error that decides what to do after the function that used
+// Tx returned err: a retryable error that the function met and turned into
+// another one, ErrOwned where it tried to end the transaction, or err.
+func (t *Transaction) Cause(err error) error {
+	if t.tx.shared.doomed.Load() && !errors.Is(err, ErrOwned) {
+		return errors.Join(ErrOwned, err)
+	}
+	if seen := t.tx.shared.seen.Load(); seen != nil && !t.options.Retryable(err) && t.options.Retryable(*seen) {
+		return *seen
+	}
+	return err
+}
+
+// Check returns nil if the transaction can be committed, and otherwise why not:
+// ErrOwned, ErrEnded, ErrAborted, ErrRowsOpen, or a retryable error that the
+// user of Tx met and ignored.
+func (t *Transaction) Check() error {
+	if err := t.Cause(nil); err != nil {
+		return err
+	}
+	if t.conn.IsClosed() {
+		return fmt.Errorf("txhelper: connection was lost before commit: %w", pgx.ErrTxClosed)
+	}
+	if t.conn.PgConn().IsBusy() {
+		return ErrRowsOpen
+	}
+	switch t.conn.PgConn().TxStatus() {
+	case 'T':
+		return nil
+	case 'E':
+		return ErrAborted
+	default:
+		return ErrEnded
+	}
+}
+
+// Commit commits, after Check. The statements that last queues go to the server
+// in the same flight, before COMMIT: where one of them fails, the server skips
+// the COMMIT. The context's cancellation does not interrupt it; its own timeout
+// does. Either way the transaction has ended when Commit returns.
+//
+// An *AmbiguousCommitError means that nobody knows. Any other error means that
+// nothing was committed, but for ErrEnded, which says what it means.
+func (t *Transaction) Commit(ctx context.Context, last func(batch *pgx.Batch)) error {
+	defer t.Rollback(ctx)
+	if err := t.Check(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.options.CommitTimeout)
+	defer cancel()
+	batch := &pgx.Batch{}
+	if last != nil {
+		last(batch)
+	}
+	if t.nested {
+		return t.commitNested(ctx, batch)
+	}
+	// As a batch COMMIT takes the extended protocol. After a lost reply to a
+	// simple-protocol COMMIT, pgx from 5.9 on calls the error safe to retry.
+	batch.Queue("commit").Exec(func(tag pgconn.CommandTag) error {
+		if tag.String() == "ROLLBACK" {
+			return pgx.ErrTxCommitRollback
+		}
+		return nil
+	})
+	err := t.conn.SendBatch(ctx, batch).Close()
+	if err == nil || errors.Is(err, pgx.ErrTxCommitRollback) || isDefinite(err) {
+		return err
+	}
+	return &AmbiguousCommitError{Err: err}
+}
+
+// commitNested releases a savepoint, which leaves nothing unknown: the outer
+// transaction still decides.
+func (t *Transaction) commitNested(ctx context.Context, batch *pgx.Batch) error {
+	if batch.Len() > 0 {
+		if err := t.base.SendBatch(ctx, batch).Close(); err != nil {
+			return err
+		}
+	}
+	return t.base.Commit(ctx)
+}
+
+// Rollback rolls back what has not been committed and gives the connection
+// back. The context's cancellation does not stop it. It is safe to call more
+// than once and after Commit. A connection that cannot be rolled back is closed,
+// which makes the server roll back.
+func (t *Transaction) Rollback(ctx context.Context) {
+	if t.tx.shared.closed.Swap(true) {
+		return
+	}
+	defer t.release()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.options.RollbackTimeout)
+	defer cancel()
+	if t.nested {
+		if err := t.base.Rollback(ctx); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
+			_ = t.conn.Close(ctx) // the outer transaction must not commit half of this one
+		}
+		return
+	}
+	if t.conn.IsClosed() || t.conn.PgConn().TxStatus() == 'I' && !t.conn.PgConn().IsBusy() {
+		return
+	}
+	if _, err := t.conn.Exec(ctx, "rollback"); err != nil {
+		_ = t.conn.Close(ctx)
+	}
+}
+
+// Savepoint calls fn with a transaction nested in tx. Where fn returns an error
+// or panics, what it did is undone; the error is returned as it is. The nested
+// transaction refuses Commit and Rollback, as in Run.
+func Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	t, err := Open(ctx, savepointOf{tx}, nil, nil)
+	if err != nil {
+		return err
+	}
+	defer t.Rollback(ctx)
+	if err := fn(ctx, t.Tx()); err != nil {
+		return t.Cause(err)
+	}
+	return t.Commit(ctx, nil)
+}
+
+// savepointOf hides the type of tx from Open: whatever it is, Begin nests.
+type savepointOf struct{ tx pgx.Tx }
+
+func (s savepointOf) Begin(ctx context.Context) (pgx.Tx, error) { return s.tx.Begin(ctx) }

@@ -1,0 +1,178 @@
+package txhelper
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Tx is a transaction that belongs to somebody else: everything of a pgx.Tx
+// works but Commit and Rollback, which return ErrOwned and keep the transaction
+// from being committed. Begin nests as usual.
+//
+// It remembers a serialization failure or deadlock that any statement met, so
+// that its owner retries even where the error was ignored.
+type Tx struct {
+	// Embedded so that methods pgx adds to its interface keep working.
+	pgx.Tx
+	shared *txShared
+	nested bool
+}
+
+// txShared is what a transaction and those nested in it have in common.
+type txShared struct {
+	doomed atomic.Bool
+	closed atomic.Bool
+	seen   atomic.Pointer[error]
+}
+
+func newTx(base pgx.Tx) *Tx { return &Tx{Tx: base, shared: &txShared{}} }
+
+// note remembers a retryable error and returns err.
+func (tx *Tx) note(err error) error {
+	if err != nil && IsRetryable(err) {
+		tx.shared.seen.CompareAndSwap(nil, &err)
+	}
+	return err
+}
+
+// Begin starts a nested transaction, a savepoint, which the caller does commit
+// or roll back.
+func (tx *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
+	if tx.shared.closed.Load() {
+		return nil, pgx.ErrTxClosed
+	}
+	base, err := tx.Tx.Begin(ctx)
+	if err != nil {
+		return nil, tx.note(err)
+	}
+	return &Tx{Tx: base, shared: tx.shared, nested: true}, nil
+}
+
+// Commit releases a nested transaction. Otherwise it returns ErrOwned and keeps
+// the transaction from being committed.
+func (tx *Tx) Commit(ctx context.Context) error {
+	if tx.shared.closed.Load() {
+		return pgx.ErrTxClosed
+	}
+	if tx.nested {
+		return tx.note(tx.Tx.Commit(ctx))
+	}
+	tx.shared.doomed.Store(true)
+	return ErrOwned
+}
+
+// Rollback undoes a nested transaction. Otherwise it returns ErrOwned and keeps
+// the transaction from being committed.
+func (tx *Tx) Rollback(ctx context.Context) error {
+	if tx.shared.closed.Load() {
+		return pgx.ErrTxClosed
+	}
+	if tx.nested {
+		return tx.note(tx.Tx.Rollback(ctx))
+	}
+	tx.shared.doomed.Store(true)
+	return ErrOwned
+}
+
+// Exec runs a statement.
+func (tx *Tx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	if tx.shared.closed.Load() {
+		return pgconn.CommandTag{}, pgx.ErrTxClosed
+	}
+	tag, err := tx.Tx.Exec(ctx, sql, args...)
+	return tag, tx.note(err)
+}
+
+// Query runs a query.
+func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if tx.shared.closed.Load() {
+		// pgx callers may use the rows before they look at the error.
+		results := pgx.FailedBatchResults(&pgx.Batch{}, pgx.ErrTxClosed)
+		return results.Query()
+	}
+	rows, err := tx.Tx.Query(ctx, sql, args...)
+	return &notedRows{Rows: rows, tx: tx}, tx.note(err)
+}
+
+// QueryRow runs a query for one row.
+func (tx *Tx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	if tx.shared.closed.Load() {
+		return errorRow{pgx.ErrTxClosed}
+	}
+	return notedRow{tx.Tx.QueryRow(ctx, sql, args...), tx}
+}
+
+// SendBatch sends a batch.
+func (tx *Tx) SendBatch(ctx context.Context, batch *pgx.Batch) pgx.BatchResults {
+	if tx.shared.closed.Load() {
+		return pgx.FailedBatchResults(batch, pgx.ErrTxClosed)
+	}
+	return &notedResults{tx.Tx.SendBatch(ctx, batch), tx}
+}
+
+// CopyFrom copies rows into a table.
+func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, source pgx.CopyFromSource) (int64, error) {
+	if tx.shared.closed.Load() {
+		return 0, pgx.ErrTxClosed
+	}
+	count, err := tx.Tx.CopyFrom(ctx, table, columns, source)
+	return count, tx.note(err)
+}
+
+// Prepare prepares a statement.
+func (tx *Tx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
+	if tx.shared.closed.Load() {
+		return nil, pgx.ErrTxClosed
+	}
+	description, err := tx.Tx.Prepare(ctx, name, sql)
+	return description, tx.note(err)
+}
+
+type notedRow struct {
+	pgx.Row
+	tx *Tx
+}
+
+func (r notedRow) Scan(dest ...any) error { return r.tx.note(r.Row.Scan(dest...)) }
+
+// notedRows looks at the error when the rows end, because a caller that ignores
+// errors does not ask for it.
+type notedRows struct {
+	pgx.Rows
+	tx *Tx
+}
+
+func (r *notedRows) Next() bool {
+	if r.Rows.Next() {
+		return true
+	}
+	_ = r.tx.note(r.Rows.Err())
+	return false
+}
+
+func (r *notedRows) Close() {
+	r.Rows.Close()
+	_ = r.tx.note(r.Rows.Err())
+}
+
+type notedResults struct {
+	pgx.BatchResults
+	tx *Tx
+}
+
+func (r *notedResults) Exec() (pgconn.CommandTag, error) {
+	tag, err := r.BatchResults.Exec()
+	return tag, r.tx.note(err)
+}
+
+func (r *notedResults) Query() (pgx.Rows, error) {
+	rows, err := r.BatchResults.Query()
+	return &notedRows{Rows: rows, tx: r.tx}, r.tx.note(err)
+}
+
+func (r *notedResults) QueryRow() pgx.Row { return notedRow{r.BatchResults.QueryRow(), r.tx} }
+
+func (r *notedResults) Close() error { return r.tx.note(r.BatchResults.Close()) }
