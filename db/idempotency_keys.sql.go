@@ -8,6 +8,8 @@ package db
 import (
 	"context"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 const keyClaim = `-- name: KeyClaim :one
@@ -49,7 +51,7 @@ RETURNING
 type KeyClaimParams struct {
 	Scope       string
 	ID          string
-	ClaimID     [16]byte
+	ClaimID     pgtype.UUID
 	Fingerprint []byte
 	Lease       *time.Duration
 	LockID      int64
@@ -122,7 +124,7 @@ type KeyCompleteParams struct {
 	TTL          time.Duration
 	Scope        string
 	ID           string
-	ClaimID      [16]byte
+	ClaimID      pgtype.UUID
 }
 
 type KeyCompleteRow struct {
@@ -208,7 +210,7 @@ type KeyExtendParams struct {
 	Lease   time.Duration
 	Scope   string
 	ID      string
-	ClaimID [16]byte
+	ClaimID pgtype.UUID
 }
 
 func (q *Queries) KeyExtend(ctx context.Context, db DBTX, arg *KeyExtendParams) (*time.Time, error) {
@@ -249,7 +251,7 @@ type KeyGetParams struct {
 
 type KeyGetRow struct {
 	Status       int16
-	ClaimID      [16]byte
+	ClaimID      pgtype.UUID
 	Attempt      int32
 	Fingerprint  []byte
 	Response     []byte
@@ -318,7 +320,7 @@ RETURNING
 type KeyInsertCompletedParams struct {
 	Scope        string
 	ID           string
-	ClaimID      [16]byte
+	ClaimID      pgtype.UUID
 	Fingerprint  []byte
 	Response     []byte
 	ResponseType string
@@ -402,12 +404,12 @@ RETURNING
 `
 
 type KeyReclaimParams struct {
-	ClaimID         [16]byte
+	ClaimID         pgtype.UUID
 	Fingerprint     []byte
 	Lease           *time.Duration
 	Scope           string
 	ID              string
-	SeenClaimID     [16]byte
+	SeenClaimID     pgtype.UUID
 	SeenStatus      int16
 	SeenLockedUntil *time.Time
 	LockID          int64
@@ -456,7 +458,7 @@ WHERE scope = $1
 type KeyReleaseParams struct {
 	Scope   string
 	ID      string
-	ClaimID [16]byte
+	ClaimID pgtype.UUID
 }
 
 func (q *Queries) KeyRelease(ctx context.Context, db DBTX, arg *KeyReleaseParams) (int64, error) {
@@ -519,13 +521,13 @@ RETURNING
 type KeyReplaceCompletedParams struct {
 	Scope           string
 	ID              string
-	ClaimID         [16]byte
+	ClaimID         pgtype.UUID
 	Attempt         int32
 	Fingerprint     []byte
 	Response        []byte
 	ResponseType    string
 	TTL             time.Duration
-	SeenClaimID     [16]byte
+	SeenClaimID     pgtype.UUID
 	SeenStatus      int16
 	SeenLockedUntil *time.Time
 }
@@ -572,7 +574,7 @@ SELECT
 
 type KeyTryLockParams struct {
 	LockID      int64
-	ClaimID     [16]byte
+	ClaimID     pgtype.UUID
 	IdleTimeout *string
 }
 

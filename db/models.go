@@ -6,6 +6,8 @@ package db
 
 import (
 	"time"
+
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // One row per idempotency key: who claimed it, and the recorded answer once completed. Written by samecommit.
@@ -13,7 +15,7 @@ type IdempotencyKey struct {
 	Scope        string
 	ID           string
 	Status       int16
-	ClaimID      [16]byte
+	ClaimID      pgtype.UUID
 	Attempt      int32
 	Fingerprint  []byte
 	Response     []byte

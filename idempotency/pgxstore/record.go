@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/samecommit/samecommit/db"
 	"github.com/samecommit/samecommit/idempotency"
@@ -17,6 +18,8 @@ const (
 	statusInProgress int16 = 1
 	statusCompleted  int16 = 2
 )
+
+func uuid(id idempotency.ClaimID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
 
 // row is one look at a key, with the database's time of that look.
 type row struct {
@@ -89,7 +92,7 @@ func (r *row) record() (*idempotency.Record, error) {
 	record := &idempotency.Record{
 		Key:         r.key,
 		State:       idempotency.InProgress,
-		ClaimID:     r.ClaimID,
+		ClaimID:     r.ClaimID.Bytes,
 		Attempt:     int(r.Attempt),
 		Fingerprint: fingerprint,
 		CreatedAt:   r.CreatedAt,

@@ -122,7 +122,7 @@ func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (t
 func (r *run) tryLock(ctx context.Context, locked *bool) func(q txhelper.Querier) error {
 	return func(q txhelper.Querier) error {
 		lock, err := r.store.queries.KeyTryLock(ctx, q, &db.KeyTryLockParams{
-			LockID: lockID(r.params.Key), ClaimID: r.claimID, IdleTimeout: r.store.idleSetting(),
+			LockID: lockID(r.params.Key), ClaimID: uuid(r.claimID), IdleTimeout: r.store.idleSetting(),
 		})
 		if err == nil && locked != nil {
 			*locked = lock.Locked
@@ -135,7 +135,7 @@ func (r *run) tryLock(ctx context.Context, locked *bool) func(q txhelper.Querier
 // cannot be written the server skips the commit.
 func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, response *idempotency.Response) (*idempotency.Outcome, bool, error) {
 	completed := &row{key: r.params.Key, KeyGetRow: &db.KeyGetRow{
-		Status: statusCompleted, ClaimID: r.claimID, Attempt: 1, Fingerprint: r.params.Fingerprint.Bytes(),
+		Status: statusCompleted, ClaimID: uuid(r.claimID), Attempt: 1, Fingerprint: r.params.Fingerprint.Bytes(),
 		Response: response.Body, ResponseType: &response.Type,
 	}}
 	if r.seen != nil && r.seen.Status == statusInProgress {
@@ -175,7 +175,7 @@ func (r *run) insert(ctx context.Context, q txhelper.Querier, completed *row) er
 	key, queries := r.params.Key, r.store.queries
 	if r.seen == nil {
 		times, err := queries.KeyInsertCompleted(ctx, q, &db.KeyInsertCompletedParams{
-			Scope: key.Scope, ID: key.ID, ClaimID: r.claimID, Fingerprint: completed.Fingerprint,
+			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: completed.Fingerprint,
 			Response: completed.Response, ResponseType: *completed.ResponseType, TTL: r.params.TTL,
 		})
 		if err == nil {
@@ -184,7 +184,7 @@ func (r *run) insert(ctx context.Context, q txhelper.Querier, completed *row) er
 		return err
 	}
 	times, err := queries.KeyReplaceCompleted(ctx, q, &db.KeyReplaceCompletedParams{
-		Scope: key.Scope, ID: key.ID, ClaimID: r.claimID, Fingerprint: completed.Fingerprint, Attempt: completed.Attempt,
+		Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: completed.Fingerprint, Attempt: completed.Attempt,
 		Response: completed.Response, ResponseType: *completed.ResponseType, TTL: r.params.TTL,
 		SeenClaimID: r.seen.ClaimID, SeenStatus: r.seen.Status, SeenLockedUntil: r.seen.LockedUntil,
 	})
@@ -250,7 +250,7 @@ func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitEr
 
 // settle judges a look that was taken with the lock tried first.
 func (r *run) settle(found *row, locked bool) (outcome *idempotency.Outcome, executed, settled bool, err error) {
-	if found != nil && found.ClaimID == r.claimID {
+	if found != nil && found.ClaimID == uuid(r.claimID) {
 		record, err := found.record()
 		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, true, err
 	}

@@ -132,7 +132,7 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 	}
 	start := time.Now()
 	lockedUntil, err := s.queries.KeyExtend(ctx, s.db, &db.KeyExtendParams{
-		Lease: lease, Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: claim.ID,
+		Lease: lease, Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
@@ -151,7 +151,7 @@ func (s *Store) Release(ctx context.Context, claim *idempotency.Claim) error {
 		return err
 	}
 	released, err := s.queries.KeyRelease(ctx, s.db, &db.KeyReleaseParams{
-		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: claim.ID,
+		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
 	})
 	if err == nil && released == 0 {
 		return &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}

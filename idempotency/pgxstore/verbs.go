@@ -90,7 +90,7 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 
 	for range maxClaimRounds {
 		fresh, err := s.queries.KeyClaim(ctx, q, &db.KeyClaimParams{
-			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: claim.ID,
+			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: uuid(claim.ID),
 			Fingerprint: params.Fingerprint.Bytes(), Lease: lease, LockID: lockID(params.Key),
 		})
 		if err == nil {
@@ -117,7 +117,7 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 		}
 
 		again, err := s.queries.KeyReclaim(ctx, q, &db.KeyReclaimParams{
-			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: claim.ID,
+			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: uuid(claim.ID),
 			Fingerprint: params.Fingerprint.Bytes(), Lease: lease, LockID: lockID(params.Key),
 			SeenClaimID: seen.ClaimID, SeenStatus: seen.Status, SeenLockedUntil: seen.LockedUntil,
 		})
@@ -157,7 +157,7 @@ func strayError(key idempotency.Key) error {
 
 func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
 	done, err := s.queries.KeyComplete(ctx, q, &db.KeyCompleteParams{
-		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: claim.ID,
+		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
 		Response: response.Body, ResponseType: response.Type, TTL: claim.TTL,
 	})
 	if sqlState(err) == codeDivisionByZero {
@@ -167,7 +167,7 @@ func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempot
 		return nil, err
 	}
 	completed := &row{key: claim.Key, KeyGetRow: &db.KeyGetRow{
-		Status: statusCompleted, ClaimID: claim.ID, Attempt: done.Attempt, Fingerprint: done.Fingerprint,
+		Status: statusCompleted, ClaimID: uuid(claim.ID), Attempt: done.Attempt, Fingerprint: done.Fingerprint,
 		Response: response.Body, ResponseType: &response.Type,
 		CreatedAt: done.CreatedAt, UpdatedAt: done.UpdatedAt, ExpiresAt: &done.ExpiresAt,
 	}}

@@ -1,0 +1,153 @@
+package memstore
+
+import (
+	"bytes"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/samecommit/samecommit/idempotency"
+)
+
+// ledger is what all transactions of a store share. It knows nothing of the
+// caller's transaction type. Its methods are called with mu held.
+type ledger struct {
+	mu sync.Mutex
+	// records are the committed ones. A record is replaced and never changed in
+	// place, so that an undo is a matter of keeping the old map.
+	records map[idempotency.Key]*idempotency.Record
+	// holders are the open transactions that have written to a key.
+	holders map[idempotency.Key]*work
+}
+
+// find returns the record as w sees it, nil if there is none, and whether w
+// wrote it. A nil w sees what is committed.
+func (l *ledger) find(w *work, key idempotency.Key) (record *idempotency.Record, own bool) {
+	if w != nil {
+		if record, own = w.writes[key]; own {
+			return record, true
+		}
+	}
+	return l.records[key], false
+}
+
+func (l *ledger) get(w *work, key idempotency.Key) (*idempotency.Record, error) {
+	record, _ := l.find(w, key)
+	if record == nil || expired(record, time.Now()) {
+		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNotFound}
+	}
+	return clone(record), nil
+}
+
+// begin claims the key for w, or under a lease where w is nil.
+func (l *ledger) begin(w *work, params *idempotency.BeginParams) (*idempotency.Outcome, error) {
+	key, now := params.Key, time.Now()
+	record, own := l.find(w, key)
+	holder := l.holders[key]
+	switch {
+	case record != nil && record.State == idempotency.Completed && !expired(record, now):
+		if !params.Fingerprint.Matches(record.Fingerprint) {
+			return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrFingerprintMismatch}
+		}
+		return &idempotency.Outcome{State: idempotency.Completed, Record: clone(record)}, nil
+	case own && record.State == idempotency.InProgress:
+		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNested}
+	case holder != nil && holder != w, leased(record, now):
+		outcome := &idempotency.Outcome{State: idempotency.InProgress}
+		if leased(record, now) {
+			outcome.Record, outcome.RetryAfter = clone(record), record.LockedUntil.Sub(now)
+		}
+		return outcome, nil
+	}
+
+	claimed := &idempotency.Record{
+		Key: key, State: idempotency.InProgress, ClaimID: idempotency.NewClaimID(), Attempt: 1,
+		Fingerprint: params.Fingerprint, CreatedAt: now, UpdatedAt: now,
+	}
+	if record != nil && record.State == idempotency.InProgress {
+		claimed.Attempt = record.Attempt + 1
+	}
+	if w == nil {
+		claimed.LockedUntil = now.Add(params.Lease)
+	}
+	l.put(w, claimed)
+	return &idempotency.Outcome{State: idempotency.New, Claim: &idempotency.Claim{
+		Key: key, ID: claimed.ClaimID, Attempt: claimed.Attempt, TTL: params.TTL, LockedUntil: claimed.LockedUntil,
+	}}, nil
+}
+
+// held returns the record in progress that the claim holds.
+func (l *ledger) held(w *work, claim *idempotency.Claim) (*idempotency.Record, error) {
+	if claim == nil {
+		return nil, idempotency.ErrNotClaimed
+	}
+	if claim.ID == (idempotency.ClaimID{}) {
+		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrNotClaimed}
+	}
+	record, _ := l.find(w, claim.Key)
+	holder := l.holders[claim.Key]
+	if record == nil || record.State != idempotency.InProgress || record.ClaimID != claim.ID || holder != nil && holder != w {
+		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
+	}
+	return record, nil
+}
+
+// complete returns the record itself, for the caller to clone.
+func (l *ledger) complete(w *work, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
+	record, err := l.held(w, claim)
+	if err != nil {
+		return nil, err
+	}
+	completed := *record
+	completed.State = idempotency.Completed
+	completed.Response = &idempotency.Response{Type: response.Type, Body: bytes.Clone(response.Body)}
+	completed.UpdatedAt = time.Now()
+	completed.ExpiresAt = completed.UpdatedAt.Add(claim.TTL)
+	completed.LockedUntil = time.Time{}
+	l.put(w, &completed)
+	return &completed, nil
+}
+
+// put writes the record as part of w, or for everybody at once where w is nil.
+func (l *ledger) put(w *work, record *idempotency.Record) {
+	if w == nil {
+		l.records[record.Key] = record
+		return
+	}
+	w.writes[record.Key] = record
+	l.holders[record.Key] = w
+}
+
+func (l *ledger) deleteExpired(limit int) int {
+	var found []*idempotency.Record
+	now := time.Now()
+	for key, record := range l.records {
+		// What an open transaction has claimed again is that transaction's.
+		if expired(record, now) && l.holders[key] == nil {
+			found = append(found, record)
+		}
+	}
+	slices.SortFunc(found, func(a, b *idempotency.Record) int { return a.ExpiresAt.Compare(b.ExpiresAt) })
+	found = found[:min(limit, len(found))]
+	for _, record := range found {
+		delete(l.records, record.Key)
+	}
+	return len(found)
+}
+
+func expired(record *idempotency.Record, now time.Time) bool {
+	return record.State == idempotency.Completed && !record.ExpiresAt.After(now)
+}
+
+func leased(record *idempotency.Record, now time.Time) bool {
+	return record != nil && record.State == idempotency.InProgress && record.LockedUntil.After(now)
+}
+
+// clone keeps callers from changing what is recorded.
+func clone(record *idempotency.Record) *idempotency.Record {
+	copied := *record
+	if record.Response != nil {
+		copied.Response = &idempotency.Response{Type: record.Response.Type, Body: bytes.Clone(record.Response.Body)}
+	}
+	return &copied
+}
