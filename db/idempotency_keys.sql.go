@@ -160,8 +160,7 @@ func (q *Queries) KeyComplete(ctx context.Context, db DBTX, arg *KeyCompletePara
 }
 
 const keyDeleteExpired = `-- name: KeyDeleteExpired :execrows
-DELETE FROM idempotency_keys
-USING (
+WITH expired AS MATERIALIZED (
     SELECT
         scope,
         id
@@ -172,19 +171,22 @@ USING (
     LIMIT $1
     FOR UPDATE
     SKIP LOCKED
-) AS expired
-WHERE idempotency_keys.scope = expired.scope
-    AND idempotency_keys.id = expired.id
-    AND idempotency_keys.status = 2
-    AND idempotency_keys.expires_at < statement_timestamp()
+)
+DELETE FROM idempotency_keys AS k
+USING expired
+WHERE k.scope = expired.scope
+    AND k.id = expired.id
+    AND k.status = 2
+    AND k.expires_at < statement_timestamp()
 `
 
 type KeyDeleteExpiredParams struct {
 	MaxRows int32
 }
 
-// SKIP LOCKED: a row that somebody is claiming again is not waited for. The
-// condition is repeated outside, where the row is read again under its lock.
+// SKIP LOCKED: a row that somebody is claiming again is not waited for. In a
+// WITH, because a subquery could be run once per row and so exceed its LIMIT.
+// The condition is repeated outside, where the row is read again under its lock.
 func (q *Queries) KeyDeleteExpired(ctx context.Context, db DBTX, arg *KeyDeleteExpiredParams) (int64, error) {
 	result, err := db.Exec(ctx, keyDeleteExpired, arg.MaxRows)
 	if err != nil {

@@ -32,7 +32,7 @@ func NewClient[TTx any](store TxStore[TTx], config *Config) (*Client[TTx], error
 // ErrNotFound where there is none, where it has expired, and while an operation
 // is still at work in its transaction, which nobody else can see.
 func (c *Client[TTx]) Get(ctx context.Context, key Key) (record *Record, err error) {
-	if err := key.validate(); err != nil {
+	if err := key.Validate(); err != nil {
 		return nil, err
 	}
 	ctx, end := c.config.trace(ctx, OperationGet, key)

@@ -59,7 +59,13 @@ func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params P
 	config := &client.config
 	ctx, end := config.trace(ctx, OperationDoTx, params.Key)
 	var outcome *Outcome
-	defer func() { end(outcomeState(outcome), result.result.Replayed, err) }()
+	defer func() {
+		state := outcomeState(outcome)
+		if result.valid {
+			state = Completed
+		}
+		end(state, result.result.Replayed, err)
+	}()
 
 	verbs := client.store.WithTx(tx)
 	outcome, err = waitWhileInProgress(ctx, params.Key, params.waitOr(NoWait), func() (*Outcome, error) {

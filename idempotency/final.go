@@ -3,6 +3,7 @@ package idempotency
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"unicode/utf8"
 )
@@ -57,6 +58,9 @@ type FinalKind struct {
 // FinalType lists errors of type E under a code. The codec records E's exported
 // fields. E is what errors.As would look for, *InsufficientFundsError for one.
 func FinalType[E error](code string) FinalKind {
+	if reflect.TypeFor[E]().Kind() == reflect.Interface {
+		return FinalKind{code: code} // could not be decoded into; NewClient refuses it
+	}
 	return FinalKind{
 		code: code,
 		encode: func(codec Codec, err error) ([]byte, bool, error) {
@@ -89,7 +93,7 @@ func FinalValue(code string, sentinel error) FinalKind {
 func (k FinalKind) validate(field string) error {
 	switch {
 	case k.encode == nil:
-		return &ParamError{Field: field, Reason: "was not made by FinalType or FinalValue with an error"}
+		return &ParamError{Field: field, Reason: "was not made by FinalType with a concrete type or by FinalValue with an error"}
 	case k.code == "":
 		return &ParamError{Field: field, Reason: "has an empty code"}
 	case len(TypeErrorPrefix+k.code) > maxResponseTypeLength:

@@ -45,7 +45,9 @@ func (k Key) Format(state fmt.State, _ rune) {
 // LogValue returns String for slog.
 func (k Key) LogValue() slog.Value { return slog.StringValue(k.String()) }
 
-func (k Key) validate() error {
+// Validate returns a *ParamError for a key that no store could keep. Stores call
+// it before anything else.
+func (k Key) Validate() error {
 	if err := validateKeyPart("Key.Scope", k.Scope); err != nil {
 		return err
 	}

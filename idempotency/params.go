@@ -1,6 +1,9 @@
 package idempotency
 
-import "time"
+import (
+	"log/slog"
+	"time"
+)
 
 // NoWait as Params.Wait or Config.Wait makes a duplicate of a running
 // operation fail at once with ErrInProgress.
@@ -24,8 +27,13 @@ type Params struct {
 	Wait time.Duration
 }
 
+// LogValue returns, for slog, the hash of the key and the durations.
+func (p Params) LogValue() slog.Value {
+	return slog.GroupValue(slog.Any("key", p.Key), slog.Duration("ttl", p.TTL), slog.Duration("wait", p.Wait))
+}
+
 func (p *Params) validate() error {
-	if err := p.Key.validate(); err != nil {
+	if err := p.Key.Validate(); err != nil {
 		return err
 	}
 	if err := p.Fingerprint.validate(); err != nil {

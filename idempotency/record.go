@@ -47,6 +47,18 @@ type Outcome struct {
 	RetryAfter time.Duration
 }
 
+// LogValue returns, for slog, the state and what Record and Claim reveal.
+func (o *Outcome) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("state", o.State.String())}
+	if o.Claim != nil {
+		attrs = append(attrs, slog.Any("claim", o.Claim))
+	}
+	if o.Record != nil {
+		attrs = append(attrs, slog.Any("record", o.Record))
+	}
+	return slog.GroupValue(attrs...)
+}
+
 // ClaimID identifies one claim. It is random: a number from a sequence could be
 // handed out again after a failover.
 type ClaimID [16]byte
@@ -111,6 +123,9 @@ type Record struct {
 
 // LogValue returns, for slog, the record without its key, fingerprint and body.
 func (r *Record) LogValue() slog.Value {
+	if r == nil {
+		return slog.AnyValue(nil)
+	}
 	return slog.GroupValue(
 		slog.Any("key", r.Key),
 		slog.String("state", r.State.String()),

@@ -1,6 +1,9 @@
 package idempotency
 
-import "context"
+import (
+	"context"
+	"log/slog"
+)
 
 // Result is the answer of an operation.
 type Result[T any] struct {
@@ -10,6 +13,11 @@ type Result[T any] struct {
 	// Replayed says that an earlier call ran the operation, not this one.
 	Replayed bool
 	Record   *Record
+}
+
+// LogValue returns, for slog, what Record reveals, and not the value.
+func (r Result[T]) LogValue() slog.Value {
+	return slog.GroupValue(slog.Bool("replayed", r.Replayed), slog.Any("record", r.Record))
 }
 
 // TxResult is what DoTx returns. The answer holds once the caller's transaction

@@ -53,7 +53,7 @@ func (p *BeginParams) validate() error {
 	if p == nil {
 		return &ParamError{Field: "BeginParams", Reason: "is nil"}
 	}
-	if err := p.Key.validate(); err != nil {
+	if err := p.Key.Validate(); err != nil {
 		return err
 	}
 	if err := p.Fingerprint.validate(); err != nil {

@@ -53,7 +53,7 @@ func (c *TxClient) Complete(ctx context.Context, claim *Claim, response *Respons
 
 // Get returns the record as this transaction sees it, its own claims included.
 func (c *TxClient) Get(ctx context.Context, key Key) (record *Record, err error) {
-	if err := key.validate(); err != nil {
+	if err := key.Validate(); err != nil {
 		return nil, err
 	}
 	ctx, end := c.config.trace(ctx, OperationGet, key)

@@ -239,22 +239,25 @@ WHERE scope = @scope
     AND locked_until IS NOT NULL;
 
 -- name: KeyIsOwn :one
--- Whether the row was written by this very transaction. A row that is visible,
--- unfinished and not ours has slipped past the guard, with triggers off.
--- xmin has 32 bits; the next transaction id supplies the epoch.
-SELECT coalesce(pg_xact_status((
-    pg_snapshot_xmax(pg_current_snapshot())::text::bigint
-    - (pg_snapshot_xmax(pg_current_snapshot())::text::bigint - xmin::text::bigint + 4294967296) % 4294967296
-)::text::xid8) = 'in progress', false)::boolean AS own
-FROM idempotency_keys
-WHERE scope = @scope
-    AND id = @id;
+-- Whether this very transaction began the key: then it holds the lock, which
+-- KeyClaim and KeyReclaim took with the row and a savepoint gives up with it. An
+-- unfinished row without the lock has slipped past the guard, with triggers off.
+SELECT EXISTS (
+    SELECT
+    FROM pg_locks
+    WHERE locktype = 'advisory'
+        AND pid = pg_backend_pid()
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND classid = ((@lock_id::bigint >> 32) & 4294967295)::oid
+        AND objid = (@lock_id::bigint & 4294967295)::oid
+        AND objsubid = 1
+) AS own;
 
 -- name: KeyDeleteExpired :execrows
--- SKIP LOCKED: a row that somebody is claiming again is not waited for. The
--- condition is repeated outside, where the row is read again under its lock.
-DELETE FROM idempotency_keys
-USING (
+-- SKIP LOCKED: a row that somebody is claiming again is not waited for. In a
+-- WITH, because a subquery could be run once per row and so exceed its LIMIT.
+-- The condition is repeated outside, where the row is read again under its lock.
+WITH expired AS MATERIALIZED (
     SELECT
         scope,
         id
@@ -265,8 +268,10 @@ USING (
     LIMIT @max_rows
     FOR UPDATE
     SKIP LOCKED
-) AS expired
-WHERE idempotency_keys.scope = expired.scope
-    AND idempotency_keys.id = expired.id
-    AND idempotency_keys.status = 2
-    AND idempotency_keys.expires_at < statement_timestamp();
+)
+DELETE FROM idempotency_keys AS k
+USING expired
+WHERE k.scope = expired.scope
+    AND k.id = expired.id
+    AND k.status = 2
+    AND k.expires_at < statement_timestamp();

@@ -1,6 +1,7 @@
 package pgxstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -67,6 +68,13 @@ func explainOwned(err error) error {
 	}
 	return err
 }
+
+// ownedTx is the transaction that a caller's function gets, txhelper's, with the
+// core's sentinel in the error that refuses Commit and Rollback.
+type ownedTx struct{ pgx.Tx }
+
+func (tx ownedTx) Commit(ctx context.Context) error   { return explainOwned(tx.Tx.Commit(ctx)) }
+func (tx ownedTx) Rollback(ctx context.Context) error { return explainOwned(tx.Tx.Rollback(ctx)) }
 
 func checkClaim(claim *idempotency.Claim) error {
 	if claim == nil {

@@ -67,7 +67,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		return &idempotency.Outcome{State: idempotency.InProgress}, false, nil
 	}
 
-	response, err := fn(ctx, transaction.Tx())
+	response, err := fn(ctx, ownedTx{transaction.Tx()})
 	if err == nil {
 		err = response.Validate()
 	}

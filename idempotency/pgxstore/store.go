@@ -176,7 +176,9 @@ func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx
 
 // Savepoint calls fn with a transaction nested in tx. See idempotency.TxStore.
 func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
-	return explainOwned(txhelper.Savepoint(ctx, tx, fn))
+	return explainOwned(txhelper.Savepoint(ctx, tx, func(ctx context.Context, tx pgx.Tx) error {
+		return fn(ctx, ownedTx{tx})
+	}))
 }
 
 // statement calls fn, which sends single statements that each take effect at

@@ -141,7 +141,7 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 // unfinishedError tells a key that this transaction has begun before from one
 // that was committed unfinished, which only disabled triggers allow.
 func (s *Store) unfinishedError(ctx context.Context, q txhelper.Querier, key idempotency.Key) error {
-	own, err := s.queries.KeyIsOwn(ctx, q, &db.KeyIsOwnParams{Scope: key.Scope, ID: key.ID})
+	own, err := s.queries.KeyIsOwn(ctx, q, &db.KeyIsOwnParams{LockID: lockID(key)})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,180 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/memstore"
+)
+
+func newClient(t *testing.T, config *idempotency.Config) (*idempotency.Client[*memstore.Tx], *memstore.Store[*memstore.Tx]) {
+	t.Helper()
+	store := memstore.New[*memstore.Tx](nil)
+	client, err := idempotency.NewClient(store, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client, store
+}
+
+func testParams(id string) idempotency.Params {
+	return idempotency.Params{Key: idempotency.Key{Scope: "test", ID: id}, Fingerprint: idempotency.FingerprintOf(id)}
+}
+
+func TestNewClientRefusesWhatCannotWork(t *testing.T) {
+	t.Parallel()
+	sentinel := errors.New("sentinel")
+	for name, test := range map[string]struct {
+		config idempotency.Config
+		field  string
+	}{
+		"negative TTL":   {idempotency.Config{TTL: -1}, "Config.TTL"},
+		"negative wait":  {idempotency.Config{Wait: -2}, "Config.Wait"},
+		"negative size":  {idempotency.Config{MaxResponseSize: -1}, "Config.MaxResponseSize"},
+		"zero kind":      {idempotency.Config{FinalErrors: []idempotency.FinalKind{{}}}, "Config.FinalErrors[0]"},
+		"nil sentinel":   {idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalValue("a", nil)}}, "Config.FinalErrors[0]"},
+		"empty code":     {idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalValue("", sentinel)}}, "Config.FinalErrors[0]"},
+		"long code":      {idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalValue(strings.Repeat("x", 250), sentinel)}}, "Config.FinalErrors[0]"},
+		"NUL in code":    {idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalValue("\x00", sentinel)}}, "Config.FinalErrors[0]"},
+		"repeated code":  {idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalValue("a", sentinel), idempotency.FinalValue("a", sentinel)}}, "Config.FinalErrors[1]"},
+		"interface kind": {idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalType[error]("any")}}, "Config.FinalErrors[0]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := idempotency.NewClient(memstore.New[*memstore.Tx](nil), &test.config)
+			var paramErr *idempotency.ParamError
+			if !errors.As(err, &paramErr) || paramErr.Field != test.field {
+				t.Errorf("got %v, want a ParamError for %s", err, test.field)
+			}
+		})
+	}
+	if _, err := idempotency.NewClient[*memstore.Tx](nil, nil); !errors.Is(err, idempotency.ErrInvalidParams) {
+		t.Errorf("nil store: %v", err)
+	}
+	if _, err := idempotency.Do(t.Context(), nil, testParams("k"), func(context.Context, *memstore.Tx) (int, error) { return 0, nil }); !errors.Is(err, idempotency.ErrInvalidParams) {
+		t.Errorf("nil client: %v", err)
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	t.Parallel()
+	client, _ := newClient(t, nil)
+	result, err := idempotency.Do(t.Context(), client, testParams("k"), func(context.Context, *memstore.Tx) (int, error) { return 1, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ttl := result.Record.ExpiresAt.Sub(result.Record.UpdatedAt); ttl != 24*time.Hour {
+		t.Errorf("an answer replays for %s by default, want 24 hours", ttl)
+	}
+	short := testParams("short")
+	short.TTL = time.Minute
+	result, err = idempotency.Do(t.Context(), client, short, func(context.Context, *memstore.Tx) (int, error) { return 1, nil })
+	if err != nil || result.Record.ExpiresAt.Sub(result.Record.UpdatedAt) != time.Minute {
+		t.Errorf("%+v, %v; want Params.TTL to override the default", result.Record, err)
+	}
+}
+
+func TestWaitEndsWithTheContext(t *testing.T) {
+	t.Parallel()
+	client, store := newClient(t, nil)
+	tx := store.NewTx()
+	if _, err := client.WithTx(tx).Begin(t.Context(), testParams("k")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("caller left")
+	cancel(why)
+	p := testParams("k")
+	p.Wait = time.Hour
+	_, err := idempotency.Do(ctx, client, p, func(context.Context, *memstore.Tx) (int, error) { return 1, nil })
+	if !errors.Is(err, idempotency.ErrInProgress) || !errors.Is(err, why) {
+		t.Errorf("got %v, want ErrInProgress with the context's cause", err)
+	}
+}
+
+// recordingTracer keeps what it is told.
+type recordingTracer struct {
+	mu     sync.Mutex
+	starts []idempotency.TraceStartData
+	ends   []idempotency.TraceEndData
+}
+
+type tracerMark struct{}
+
+func (r *recordingTracer) TraceStart(ctx context.Context, data idempotency.TraceStartData) context.Context {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.starts = append(r.starts, data)
+	return context.WithValue(ctx, tracerMark{}, true)
+}
+
+func (r *recordingTracer) TraceEnd(ctx context.Context, data idempotency.TraceEndData) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ctx.Value(tracerMark{}) == nil {
+		data.Err = errors.New("TraceEnd did not get TraceStart's context")
+	}
+	r.ends = append(r.ends, data)
+}
+
+func TestTracer(t *testing.T) {
+	t.Parallel()
+	tracer := &recordingTracer{}
+	client, store := newClient(t, &idempotency.Config{Tracer: tracer})
+	fn := func(ctx context.Context, _ *memstore.Tx) (int, error) {
+		if ctx.Value(tracerMark{}) == nil {
+			t.Error("fn did not get TraceStart's context")
+		}
+		return 1, nil
+	}
+	for range 2 {
+		if _, err := idempotency.Do(t.Context(), client, testParams("k"), fn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tx := store.NewTx()
+	if _, err := idempotency.DoTx(t.Context(), client, tx, testParams("tx"), fn); err != nil {
+		t.Fatal(err)
+	}
+	verbs := client.WithTx(tx)
+	outcome, err := verbs.Begin(t.Context(), testParams("verbs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := verbs.Complete(t.Context(), outcome.Claim, &idempotency.Response{Type: idempotency.TypeNone}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Get(t.Context(), testParams("absent").Key); !errors.Is(err, idempotency.ErrNotFound) {
+		t.Fatal(err)
+	}
+	want := []idempotency.TraceEndData{
+		{Operation: idempotency.OperationDo, State: idempotency.Completed},
+		{Operation: idempotency.OperationDo, State: idempotency.Completed, Replayed: true},
+		{Operation: idempotency.OperationDoTx, State: idempotency.Completed},
+		{Operation: idempotency.OperationBegin, State: idempotency.New},
+		{Operation: idempotency.OperationComplete, State: idempotency.Completed},
+		{Operation: idempotency.OperationGet},
+	}
+	if len(tracer.ends) != len(want) || len(tracer.starts) != len(want) {
+		t.Fatalf("%d starts, %d ends; want %d of each", len(tracer.starts), len(tracer.ends), len(want))
+	}
+	for i, end := range tracer.ends {
+		if tracer.starts[i].Operation != end.Operation || tracer.starts[i].Key.ID == "" {
+			t.Errorf("call %d: start %+v, end %+v", i, tracer.starts[i], end)
+		}
+		if i == len(want)-1 {
+			if !errors.Is(end.Err, idempotency.ErrNotFound) {
+				t.Errorf("Get: %v, want ErrNotFound", end.Err)
+			}
+			end.Err = nil
+		}
+		if end != want[i] {
+			t.Errorf("call %d: %+v, want %+v", i, end, want[i])
+		}
+	}
+}
