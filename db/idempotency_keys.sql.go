@@ -354,25 +354,27 @@ func (q *Queries) KeyInsertCompleted(ctx context.Context, db DBTX, arg *KeyInser
 }
 
 const keyIsOwn = `-- name: KeyIsOwn :one
-SELECT coalesce(pg_xact_status((
-    pg_snapshot_xmax(pg_current_snapshot())::text::bigint
-    - (pg_snapshot_xmax(pg_current_snapshot())::text::bigint - xmin::text::bigint + 4294967296) % 4294967296
-)::text::xid8) = 'in progress', false)::boolean AS own
-FROM idempotency_keys
-WHERE scope = $1
-    AND id = $2
+SELECT EXISTS (
+    SELECT
+    FROM pg_catalog.pg_locks
+    WHERE locktype = 'advisory'
+        AND pid = pg_backend_pid()
+        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+        AND classid = (($1::bigint >> 32) & 4294967295)::oid
+        AND objid = ($1::bigint & 4294967295)::oid
+        AND objsubid = 1
+) AS own
 `
 
 type KeyIsOwnParams struct {
-	Scope string
-	ID    string
+	LockID int64
 }
 
-// Whether the row was written by this very transaction. A row that is visible,
-// unfinished and not ours has slipped past the guard, with triggers off.
-// xmin has 32 bits; the next transaction id supplies the epoch.
+// Whether this very transaction began the key: then it holds the lock, which
+// KeyClaim and KeyReclaim took with the row and a savepoint gives up with it. An
+// unfinished row without the lock has slipped past the guard, with triggers off.
 func (q *Queries) KeyIsOwn(ctx context.Context, db DBTX, arg *KeyIsOwnParams) (bool, error) {
-	row := db.QueryRow(ctx, keyIsOwn, arg.Scope, arg.ID)
+	row := db.QueryRow(ctx, keyIsOwn, arg.LockID)
 	var own bool
 	err := row.Scan(&own)
 	return own, err

@@ -244,10 +244,10 @@ WHERE scope = @scope
 -- unfinished row without the lock has slipped past the guard, with triggers off.
 SELECT EXISTS (
     SELECT
-    FROM pg_locks
+    FROM pg_catalog.pg_locks
     WHERE locktype = 'advisory'
         AND pid = pg_backend_pid()
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
         AND classid = ((@lock_id::bigint >> 32) & 4294967295)::oid
         AND objid = (@lock_id::bigint & 4294967295)::oid
         AND objsubid = 1
