@@ -302,7 +302,7 @@ INSERT INTO idempotency_keys (
 ) VALUES (
     $1,
     $2,
-    CAST(CASE WHEN current_setting('samecommit.claim_id', true) = ($3::uuid)::text
+    CAST(CASE WHEN strpos(current_setting('samecommit.claim_ids', true), ($3::uuid)::text) > 0
         THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),
     $3,
     1,
@@ -385,7 +385,7 @@ UPDATE idempotency_keys
 SET
     status = 1,
     claim_id = $1::uuid,
-    attempt = attempt + 1,
+    attempt = CASE WHEN status = 1 THEN attempt + 1 ELSE 1 END,
     fingerprint = $2::bytea,
     response = NULL,
     response_type = NULL,
@@ -489,7 +489,7 @@ INSERT INTO idempotency_keys AS k (
 ) VALUES (
     $1,
     $2,
-    CAST(CASE WHEN current_setting('samecommit.claim_id', true) = ($3::uuid)::text
+    CAST(CASE WHEN strpos(current_setting('samecommit.claim_ids', true), ($3::uuid)::text) > 0
         THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),
     $3,
     $4,
@@ -568,7 +568,11 @@ const keyTryLock = `-- name: KeyTryLock :one
 
 SELECT
     pg_try_advisory_xact_lock($1::bigint) AS locked,
-    set_config('samecommit.claim_id', ($2::uuid)::text, true) AS claim_id,
+    set_config(
+        'samecommit.claim_ids',
+        concat(current_setting('samecommit.claim_ids', true), ' ', $2::uuid),
+        true
+    ) AS claim_ids,
     set_config(
         'idle_in_transaction_session_timeout',
         coalesce($3::text, current_setting('idle_in_transaction_session_timeout')),
@@ -584,19 +588,20 @@ type KeyTryLockParams struct {
 
 type KeyTryLockRow struct {
 	Locked      bool
-	ClaimID     string
+	ClaimIds    string
 	IdleTimeout string
 }
 
 // The protocol that these statements serve is in docs/design.md, part "What the
 // database does". Time is the database's, per statement: now() would be the
 // start of the transaction, long before a claim that waited.
-// A hint that saves waiting and wasted work, never the truth. claim_id is kept
-// for this transaction only, so that KeyInsertCompleted and
-// KeyReplaceCompleted can tell that it is still the same transaction.
+// A hint that saves waiting and wasted work, never the truth. The claim id is
+// left with this transaction, so that KeyInsertCompleted and
+// KeyReplaceCompleted can tell that it is still the same one. It is appended,
+// for a Run inside the transaction of another.
 func (q *Queries) KeyTryLock(ctx context.Context, db DBTX, arg *KeyTryLockParams) (*KeyTryLockRow, error) {
 	row := db.QueryRow(ctx, keyTryLock, arg.LockID, arg.ClaimID, arg.IdleTimeout)
 	var i KeyTryLockRow
-	err := row.Scan(&i.Locked, &i.ClaimID, &i.IdleTimeout)
+	err := row.Scan(&i.Locked, &i.ClaimIds, &i.IdleTimeout)
 	return &i, err
 }

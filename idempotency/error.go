@@ -9,37 +9,37 @@ import (
 // What errors.Is finds in an error of this package. Those about a key come
 // inside a *KeyError, or a type of their own that has the key as a field.
 var (
-	// ErrInvalidParams: a parameter was refused before anything ran; the error
+	// ErrInvalidParams means that a parameter was refused before anything ran; the error
 	// is a *ParamError.
 	ErrInvalidParams = errors.New("idempotency: invalid parameter")
-	// ErrInProgress: another call holds the key and did not finish within the
+	// ErrInProgress means that another call holds the key and did not finish within the
 	// wait; the error is an *InProgressError. Try again later.
 	ErrInProgress = errors.New("idempotency: key is in progress")
-	// ErrFingerprintMismatch: the key was used before for another request. The
+	// ErrFingerprintMismatch means that the key was used before for another request. The
 	// client must choose a new key.
 	ErrFingerprintMismatch = errors.New("idempotency: key was used for another request")
-	// ErrClaimLost: the claim is not, or no longer, the key's. The transaction
+	// ErrClaimLost means that the claim is not, or no longer, the key's. The transaction
 	// that did the work must not commit, and on PostgreSQL it cannot.
 	ErrClaimLost = errors.New("idempotency: claim is not held")
-	// ErrNotClaimed: Complete was called without a claim from Begin.
+	// ErrNotClaimed means that Complete was called without a claim from Begin.
 	ErrNotClaimed = errors.New("idempotency: key was not claimed")
-	// ErrNotFound: the key has no record, or it has expired.
+	// ErrNotFound means that the key has no record, or it has expired.
 	ErrNotFound = errors.New("idempotency: no record of key")
-	// ErrNested: the key was begun again inside the operation that holds it.
+	// ErrNested means that the key was begun again inside the operation that holds it.
 	ErrNested = errors.New("idempotency: key is already held by this operation")
-	// ErrOwned: the operation tried to commit or roll back the transaction it
+	// ErrOwned means that the operation tried to commit or roll back the transaction it
 	// was given, which belongs to the call that opened it.
 	ErrOwned = errors.New("idempotency: transaction belongs to its caller")
-	// ErrUnfinished: a key was begun in a transaction and never completed.
+	// ErrUnfinished means that a key was begun in a transaction and never completed.
 	ErrUnfinished = errors.New("idempotency: key was begun and not completed")
-	// ErrOutcomeUnknown: the reply to a commit was lost, and what became of it
+	// ErrOutcomeUnknown means that the reply to a commit was lost, and what became of it
 	// could not be found out in time. Call again with the same key: that
 	// replays the answer if it was committed and runs the operation if not.
 	ErrOutcomeUnknown = errors.New("idempotency: outcome of commit is unknown")
-	// ErrFinalUnlisted: an error was marked Final but its type is not in
+	// ErrFinalUnlisted means that an error was marked Final but its type is not in
 	// Config.FinalErrors. Nothing was recorded.
 	ErrFinalUnlisted = errors.New("idempotency: final error is not listed in Config.FinalErrors")
-	// ErrNoAnswer: TxResult.Answer was called though DoTx returned an error.
+	// ErrNoAnswer means that TxResult.Answer was called though DoTx returned an error.
 	ErrNoAnswer = errors.New("idempotency: no answer: DoTx returned an error")
 )
 

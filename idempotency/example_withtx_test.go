@@ -2,6 +2,7 @@ package idempotency_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/samecommit/samecommit/idempotency"
@@ -46,7 +47,7 @@ func ExampleClient_WithTx() {
 
 	// Nobody else sees the record before the commit.
 	_, err = client.Get(ctx, key)
-	fmt.Println(err)
+	fmt.Println("not found:", errors.Is(err, idempotency.ErrNotFound))
 	if err := tx.Commit(ctx); err != nil {
 		fmt.Println(err)
 		return
@@ -58,6 +59,6 @@ func ExampleClient_WithTx() {
 	}
 	fmt.Printf("%v: %s\n", record.State, record.Response.Body)
 	// Output:
-	// idempotency: no record of key (KEYHASH)
+	// not found: true
 	// completed: 42 rows
 }

@@ -17,8 +17,11 @@ func TestKeyPrintsAHash(t *testing.T) {
 		t.Errorf("String() = %q, Sprint = %q; want both \"key:\" and 12 hexadecimal digits", got, want)
 	}
 	holders := []any{
-		key, &key, idempotency.Params{Key: key}, idempotency.BeginParams{Key: key},
-		idempotency.Record{Key: key}, idempotency.Claim{Key: key},
+		key, &key,
+		idempotency.Params{Key: key},
+		idempotency.BeginParams{Key: key},
+		idempotency.Record{Key: key},
+		idempotency.Claim{Key: key},
 		&idempotency.KeyError{Key: key, Err: idempotency.ErrClaimLost},
 		&idempotency.InProgressError{Key: key, RetryAfter: 1},
 	}
@@ -33,7 +36,8 @@ func TestKeyPrintsAHash(t *testing.T) {
 	logger := slog.New(slog.NewJSONHandler(&log, nil))
 	textLogger := slog.New(slog.NewTextHandler(&log, nil))
 	for _, holder := range []any{
-		key, idempotency.Params{Key: key, Fingerprint: idempotency.NoFingerprint},
+		key,
+		idempotency.Params{Key: key, Fingerprint: idempotency.NoFingerprint},
 		&idempotency.Record{Key: key}, &idempotency.Claim{Key: key},
 		&idempotency.Outcome{Record: &idempotency.Record{Key: key}, Claim: &idempotency.Claim{Key: key}},
 		idempotency.Result[string]{Value: "SECRET", Record: &idempotency.Record{Key: key}},

@@ -29,9 +29,9 @@ type Response struct {
 	Type string
 	// Body is stored and replayed byte for byte. Nil and empty stay different.
 	Body []byte
-	// RolledBack asks the store to undo the business writes of the transaction
-	// before it records this response. It is an instruction, not a property: a
-	// response that was read back never has it.
+	// RolledBack asks TxStore.Run to undo the business writes of the transaction
+	// before it records this response. It is an instruction, not a property:
+	// Complete ignores it, and a response that was read back never has it.
 	RolledBack bool
 }
 

@@ -16,7 +16,7 @@ type TxClient struct {
 // caller's connection for that long.
 //
 // It is ErrFingerprintMismatch for a key used for another request and ErrNested
-// for a key that this transaction has begun before.
+// for a key that this transaction has begun before and not completed.
 func (c *TxClient) Begin(ctx context.Context, params Params) (outcome *Outcome, err error) {
 	begin, err := c.config.beginParams(&params)
 	if err != nil {

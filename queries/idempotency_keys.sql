@@ -3,12 +3,17 @@
 -- start of the transaction, long before a claim that waited.
 
 -- name: KeyTryLock :one
--- A hint that saves waiting and wasted work, never the truth. claim_id is kept
--- for this transaction only, so that KeyInsertCompleted and
--- KeyReplaceCompleted can tell that it is still the same transaction.
+-- A hint that saves waiting and wasted work, never the truth. The claim id is
+-- left with this transaction, so that KeyInsertCompleted and
+-- KeyReplaceCompleted can tell that it is still the same one. It is appended,
+-- for a Run inside the transaction of another.
 SELECT
     pg_try_advisory_xact_lock(@lock_id::bigint) AS locked,
-    set_config('samecommit.claim_id', (@claim_id::uuid)::text, true) AS claim_id,
+    set_config(
+        'samecommit.claim_ids',
+        concat(current_setting('samecommit.claim_ids', true), ' ', @claim_id::uuid),
+        true
+    ) AS claim_ids,
     set_config(
         'idle_in_transaction_session_timeout',
         coalesce(sqlc.narg('idle_timeout')::text, current_setting('idle_in_transaction_session_timeout')),
@@ -52,7 +57,7 @@ INSERT INTO idempotency_keys (
 ) VALUES (
     @scope,
     @id,
-    CAST(CASE WHEN current_setting('samecommit.claim_id', true) = (@claim_id::uuid)::text
+    CAST(CASE WHEN strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text) > 0
         THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),
     @claim_id,
     1,
@@ -87,7 +92,7 @@ INSERT INTO idempotency_keys AS k (
 ) VALUES (
     @scope,
     @id,
-    CAST(CASE WHEN current_setting('samecommit.claim_id', true) = (@claim_id::uuid)::text
+    CAST(CASE WHEN strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text) > 0
         THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),
     @claim_id,
     @attempt,
@@ -164,7 +169,7 @@ UPDATE idempotency_keys
 SET
     status = 1,
     claim_id = @claim_id::uuid,
-    attempt = attempt + 1,
+    attempt = CASE WHEN status = 1 THEN attempt + 1 ELSE 1 END,
     fingerprint = @fingerprint::bytea,
     response = NULL,
     response_type = NULL,

@@ -605,16 +605,21 @@ func fn(context.Context, pgx.Tx) (int, error) { return 0, nil }
 func main() { use(fn); try(nil, nil, nil, idempotency.Params{}) }
 `
 	compile := func(t *testing.T, expression string) (string, error) {
+		t.Helper()
 		// Inside the module, so that its requirements and replacements apply,
 		// and in testdata, which package patterns leave out.
 		if err := os.MkdirAll("testdata", 0o755); err != nil {
 			t.Fatal(err)
 		}
-		dir, err := os.MkdirTemp("testdata", "compile-")
+		dir, err := os.MkdirTemp("testdata", "compile-") //nolint:usetesting // t.TempDir is outside of the module.
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { os.RemoveAll(dir) })
+		t.Cleanup(func() {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Error(err)
+			}
+		})
 		if err := os.WriteFile(filepath.Join(dir, "main.go"), fmt.Appendf(nil, program, expression), 0o600); err != nil {
 			t.Fatal(err)
 		}

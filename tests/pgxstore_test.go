@@ -280,8 +280,9 @@ func TestRunningDuplicateIsInProgress(t *testing.T) {
 	b := newBench(t, pgtest.DB(t), nil, nil)
 	p := params("k")
 	p.Wait = idempotency.NoWait
+	otherCaller := t.Context() // without what Do leaves in its own context
 	_, err := idempotency.Do(t.Context(), b.client, p, func(ctx context.Context, tx pgx.Tx) (string, error) {
-		_, err := idempotency.Do(context.WithoutCancel(t.Context()), b.client, p, charge("k"))
+		_, err := idempotency.Do(otherCaller, b.client, p, charge("k")) //nolint:contextcheck // As above.
 		var inProgress *idempotency.InProgressError
 		if !errors.As(err, &inProgress) || inProgress.RetryAfter <= 0 || inProgress.Key != p.Key {
 			t.Errorf("duplicate got %v, want an InProgressError with its key and a RetryAfter", err)
@@ -413,6 +414,34 @@ func TestFlights(t *testing.T) {
 	if flights != 2 || statements[len(statements)-1] != "rollback" {
 		t.Errorf("a replay: %d flights; want 2, the second the rollback\n%s", flights, strings.Join(statements, "\n"))
 	}
+	serializable := newBench(t, pool, &pgxstore.Config{TxOptions: pgx.TxOptions{IsoLevel: pgx.Serializable}}, finalConfig())
+	doSerializable := func(id string) func() {
+		return func() {
+			if _, err := idempotency.Do(t.Context(), serializable.client, params(id), charge(id)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	doSerializable("warm up serializable")()
+	if flights, _ = counter.count(doSerializable("s")); flights != 4 {
+		t.Errorf("a fresh Do at serializable: %d flights, want 4", flights)
+	}
+	if flights, _ = counter.count(doSerializable("s")); flights != 1 {
+		t.Errorf("a replay at serializable: %d flights, want 1", flights)
+	}
+	doFinal := func(id string) func() {
+		return func() {
+			_, err := idempotency.Do(t.Context(), serializable.client, params(id), func(ctx context.Context, tx pgx.Tx) (string, error) {
+				return "", errors.Join(effect(ctx, tx, id), idempotency.Final(errClosed))
+			})
+			if !errors.Is(err, errClosed) {
+				t.Error(err)
+			}
+		}
+	}
+	if flights, _ = counter.count(doFinal("final")); flights != 6 {
+		t.Errorf("a final error at serializable: %d flights, want 6", flights)
+	}
 	flights, _ = counter.count(func() {
 		if _, err := b.client.Get(t.Context(), params("k").Key); err != nil {
 			t.Error(err)
@@ -499,6 +528,25 @@ func TestStoreInsideATransactionThatRollsBack(t *testing.T) {
 		if err != nil || result.Replayed != (i == 1) {
 			t.Fatalf("call %d: %+v, %v", i, result, err)
 		}
+	}
+	// One store's call inside another's, in one transaction.
+	_, err = idempotency.Do(t.Context(), client, params("outer"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+		inner, err := idempotency.NewClient(pgxstore.New(tx, nil), nil)
+		if err != nil {
+			return "", err
+		}
+		result, err := idempotency.Do(ctx, inner, params("inner"), charge("inner"))
+		return result.Value, err
+	})
+	if err != nil {
+		t.Errorf("a call inside another's transaction: %v", err)
+	}
+	// A key that the transaction itself has begun.
+	if _, err := b.client.WithTx(tx).Begin(t.Context(), params("own")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := idempotency.Do(t.Context(), client, params("own"), charge("own")); !errors.Is(err, idempotency.ErrNested) {
+		t.Errorf("got %v, want ErrNested", err)
 	}
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)

@@ -9,16 +9,16 @@ import (
 )
 
 var (
-	// ErrOwned: a function tried to commit or roll back the transaction that it
+	// ErrOwned means that a function tried to commit or roll back the transaction that it
 	// was given. Nothing of the transaction is committed.
 	ErrOwned = errors.New("txhelper: transaction belongs to the call that opened it: return nil to commit, an error to roll back")
-	// ErrEnded: the transaction ended before Commit, by a COMMIT or ROLLBACK
+	// ErrEnded means that the transaction ended before Commit, by a COMMIT or ROLLBACK
 	// sent as SQL. What was done before a COMMIT is committed.
 	ErrEnded = errors.New("txhelper: transaction was ended by an SQL statement of its own")
-	// ErrAborted: a statement failed, its error was ignored, and PostgreSQL
+	// ErrAborted means that a statement failed, its error was ignored, and PostgreSQL
 	// refuses to commit the transaction.
 	ErrAborted = errors.New("txhelper: transaction is aborted: the error of a failed statement was ignored")
-	// ErrRowsOpen: rows, a batch or a copy were still being read when the
+	// ErrRowsOpen means that rows, a batch or a copy were still being read when the
 	// function returned. Close them, or read to the end.
 	ErrRowsOpen = errors.New("txhelper: transaction still has open rows")
 )

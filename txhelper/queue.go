@@ -58,7 +58,7 @@ func (r reader) Exec(context.Context, string, ...any) (pgconn.CommandTag, error)
 }
 
 func (r reader) Query(context.Context, string, ...any) (pgx.Rows, error) {
-	return r.results.Query()
+	return r.results.Query() //nolint:rowserrcheck // The caller reads the rows.
 }
 
 func (r reader) QueryRow(context.Context, string, ...any) pgx.Row {

@@ -91,9 +91,9 @@ func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, err
 	if tx.shared.closed.Load() {
 		// pgx callers may use the rows before they look at the error.
 		results := pgx.FailedBatchResults(&pgx.Batch{}, pgx.ErrTxClosed)
-		return results.Query()
+		return results.Query() //nolint:rowserrcheck // The caller reads the rows.
 	}
-	rows, err := tx.Tx.Query(ctx, sql, args...)
+	rows, err := tx.Tx.Query(ctx, sql, args...) //nolint:rowserrcheck // As above.
 	return &notedRows{Rows: rows, tx: tx}, tx.note(err)
 }
 
@@ -149,13 +149,13 @@ func (r *notedRows) Next() bool {
 	if r.Rows.Next() {
 		return true
 	}
-	_ = r.tx.note(r.Rows.Err())
+	_ = r.tx.note(r.Err())
 	return false
 }
 
 func (r *notedRows) Close() {
 	r.Rows.Close()
-	_ = r.tx.note(r.Rows.Err())
+	_ = r.tx.note(r.Err())
 }
 
 type notedResults struct {
@@ -169,7 +169,7 @@ func (r *notedResults) Exec() (pgconn.CommandTag, error) {
 }
 
 func (r *notedResults) Query() (pgx.Rows, error) {
-	rows, err := r.BatchResults.Query()
+	rows, err := r.BatchResults.Query() //nolint:rowserrcheck // The caller reads the rows.
 	return &notedRows{Rows: rows, tx: r.tx}, r.tx.note(err)
 }
 

@@ -101,9 +101,9 @@ func TestLeaseOfHours(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(3*time.Hour - 1)
+		time.Sleep(3*time.Hour - time.Nanosecond)
 		begin(idempotency.InProgress)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		second := begin(idempotency.New).Claim
 		if second.Attempt != 2 {
 			t.Fatalf("attempt is %d; want 2", second.Attempt)
@@ -116,9 +116,9 @@ func TestLeaseOfHours(t *testing.T) {
 		if _, err := store.Complete(ctx, second, response); err != nil {
 			t.Fatalf("a late completion: %v", err)
 		}
-		time.Sleep(24*time.Hour - 1)
+		time.Sleep(24*time.Hour - time.Nanosecond)
 		begin(idempotency.Completed)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if deleted, err := store.DeleteExpired(ctx, 0); deleted != 1 || err != nil {
 			t.Fatalf("DeleteExpired gave %d, %v; want 1", deleted, err)
 		}

@@ -9,8 +9,8 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 )
 
-// ErrTxClosed: the transaction has been committed or rolled back, or the call
-// that handed it out has returned. Begin a new one.
+// ErrTxClosed means that the transaction has been committed or rolled back, or
+// that the call which handed it out has returned. Open a new one.
 var ErrTxClosed = errors.New("memstore: transaction is closed")
 
 var errOwned = fmt.Errorf("memstore: commit and rollback are refused inside Run and Savepoint; return from the function instead: %w", idempotency.ErrOwned)

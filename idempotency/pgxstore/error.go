@@ -12,7 +12,8 @@ import (
 	"github.com/samecommit/samecommit/txhelper"
 )
 
-// ErrNotMigrated: the table idempotency_keys, or a column of it, is not there.
+// ErrNotMigrated means that the table idempotency_keys, or a column of it, is
+// not there.
 var ErrNotMigrated = errors.New(`pgxstore: table "idempotency_keys" is missing or outdated: apply migration 00001_create_idempotency_keys.sql and later ones with migrate.Up, or with goose from migrations.FS, and check that the connection's search_path finds it`)
 
 // errTryAgain: another transaction changed the row between our look and our

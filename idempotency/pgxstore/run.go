@@ -93,6 +93,9 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 // decided judges the row that was seen, if there was one that leaves no choice.
 func (r *run) decided() (*idempotency.Outcome, error) {
 	if r.seen.unfinished() {
+		if _, nested := r.store.db.(pgx.Tx); nested {
+			return nil, &idempotency.KeyError{Key: r.params.Key, Err: idempotency.ErrNested}
+		}
 		return nil, strayError(r.params.Key)
 	}
 	return r.seen.outcome(r.params.Fingerprint)
