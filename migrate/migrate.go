@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -37,8 +36,6 @@ type Migration struct {
 	Name string
 	// Applied says whether the database has this migration.
 	Applied bool
-	// AppliedAt is when it was applied; zero if it was not.
-	AppliedAt time.Time
 }
 
 // Up applies every migration that the database does not have yet. Any number
@@ -77,10 +74,9 @@ func Status(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
 		statuses, err := provider.Status(ctx)
 		for _, status := range statuses {
 			migrations = append(migrations, Migration{
-				Version:   status.Source.Version,
-				Name:      path.Base(status.Source.Path),
-				Applied:   status.State == goose.StateApplied,
-				AppliedAt: status.AppliedAt,
+				Version: status.Source.Version,
+				Name:    path.Base(status.Source.Path),
+				Applied: status.State == goose.StateApplied,
 			})
 		}
 		return err

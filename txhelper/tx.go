@@ -131,6 +131,17 @@ func (tx *Tx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementD
 	return description, tx.note(err)
 }
 
+// LargeObjects returns the large objects of the transaction.
+func (tx *Tx) LargeObjects() pgx.LargeObjects {
+	if tx.shared.closed.Load() {
+		// A batch that failed before it was sent has a closed transaction.
+		batch := &pgx.Batch{}
+		batch.BeginTx(pgx.TxOptions{})
+		return pgx.FailedBatchResults(batch, pgx.ErrTxClosed).Tx().LargeObjects()
+	}
+	return tx.Tx.LargeObjects()
+}
+
 type notedRow struct {
 	pgx.Row
 	tx *Tx

@@ -1,0 +1,69 @@
+package tests_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"sync/atomic"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// commitProxy stands between a pool and the server, and cuts one connection at
+// its COMMIT once it has been armed.
+type commitProxy struct {
+	// afterCommit cuts when the server has answered, otherwise before the
+	// server has heard of it.
+	afterCommit bool
+	armed       atomic.Bool
+	cuts        atomic.Int32
+}
+
+// cutConfig returns config with the proxy in its connections.
+func (c *commitProxy) cutConfig(t *testing.T, config *pgxpool.Config) *pgxpool.Config {
+	t.Helper()
+	if config.ConnConfig.TLSConfig != nil {
+		t.Fatal("connections are encrypted: their messages cannot be read here")
+	}
+	dial := config.ConnConfig.DialFunc
+	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		return &proxiedConn{Conn: conn, proxy: c}, err
+	}
+	return config
+}
+
+// cut cuts the connection if it is to be, now that message goes by.
+func (c *commitProxy) cut(conn net.Conn, message, at []byte) bool {
+	if !bytes.Contains(message, at) || !c.armed.CompareAndSwap(true, false) {
+		return false
+	}
+	c.cuts.Add(1)
+	_ = conn.Close()
+	return true
+}
+
+type proxiedConn struct {
+	net.Conn
+	proxy *commitProxy
+}
+
+// Write sees the text of the statement, which the first use of a connection
+// sends in every exec mode.
+func (c *proxiedConn) Write(data []byte) (int, error) {
+	if !c.proxy.afterCommit && c.proxy.cut(c.Conn, data, []byte("commit\x00")) {
+		return 0, io.ErrClosedPipe
+	}
+	return c.Conn.Write(data)
+}
+
+// Read sees the tag of the completed command.
+func (c *proxiedConn) Read(data []byte) (int, error) {
+	n, err := c.Conn.Read(data)
+	if c.proxy.afterCommit && c.proxy.cut(c.Conn, data[:n], []byte("COMMIT\x00")) {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return n, err
+}

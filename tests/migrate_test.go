@@ -1,0 +1,272 @@
+package tests_test
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io/fs"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/pgxstore"
+	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/migrate"
+	"github.com/samecommit/samecommit/migrations"
+)
+
+// migrationFiles returns the names of the migration files, oldest first.
+func migrationFiles(t *testing.T) []string {
+	t.Helper()
+	names, err := fs.Glob(migrations.FS, "*.sql")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("migration files: %v, %v", names, err)
+	}
+	return names
+}
+
+// wantStatus says that exactly the first applied migrations have been applied.
+func wantStatus(t *testing.T, pool *pgxpool.Pool, applied int) {
+	t.Helper()
+	status, err := migrate.Status(t.Context(), pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := migrationFiles(t)
+	if len(status) != len(files) {
+		t.Fatalf("Status lists %d migrations, want %d", len(status), len(files))
+	}
+	for i, got := range status {
+		if got.Name != files[i] || got.Version != int64(i+1) || got.Applied != (i < applied) {
+			t.Errorf("migration %d is %+v, want name %s, version %d, applied %t", i, got, files[i], i+1, i < applied)
+		}
+	}
+}
+
+func hasTable(t *testing.T, pool *pgxpool.Pool, table string) bool {
+	t.Helper()
+	return count(t, pool, "SELECT count(*) FROM pg_class WHERE oid = to_regclass($1)", table) == 1
+}
+
+func TestMigrateUpDownUp(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	all := len(migrationFiles(t))
+
+	wantStatus(t, pool, 0)
+	// Twice, because processes call Up at every start.
+	for range 2 {
+		if err := migrate.Up(t.Context(), pool); err != nil {
+			t.Fatal(err)
+		}
+		wantStatus(t, pool, all)
+	}
+	if recorded := count(t, pool, "SELECT count(*) FROM "+migrate.VersionTable+" WHERE version_id > 0"); recorded != all {
+		t.Errorf("%d applied migrations recorded after a second Up, want %d", recorded, all)
+	}
+	for applied := all - 1; applied >= 0; applied-- {
+		if err := migrate.Down(t.Context(), pool); err != nil {
+			t.Fatal(err)
+		}
+		wantStatus(t, pool, applied)
+	}
+	for _, table := range []string{"idempotency_keys", "idempotency_unfinished"} {
+		if hasTable(t, pool, table) {
+			t.Errorf("%s is still there after every Down", table)
+		}
+	}
+	if err := migrate.Down(t.Context(), pool); err != nil {
+		t.Errorf("Down with nothing left to undo: %v", err)
+	}
+	if err := migrate.Up(t.Context(), pool); err != nil {
+		t.Fatal(err)
+	}
+	wantStatus(t, pool, all)
+	if !hasTable(t, pool, "idempotency_keys") {
+		t.Error("no table after Up, Down, Up")
+	}
+}
+
+func TestMigrateDownOnAnEmptyDatabase(t *testing.T) {
+	t.Parallel()
+	if err := migrate.Down(t.Context(), pgtest.Empty(t)); err != nil {
+		t.Errorf("Down with nothing to undo: %v", err)
+	}
+}
+
+func TestMigrateUpConcurrently(t *testing.T) {
+	t.Parallel()
+	const processes = 20
+	url := pgtest.URL(t)
+	pools := make([]*pgxpool.Pool, processes)
+	for i := range pools {
+		// A pool each, as processes have.
+		config, err := pgxpool.ParseConfig(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.MaxConns = 2
+		pools[i] = poolWith(t, config)
+	}
+	start := time.Now()
+	var running sync.WaitGroup
+	for _, pool := range pools {
+		running.Go(func() {
+			if err := migrate.Up(t.Context(), pool); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	running.Wait()
+	t.Logf("%d concurrent Up took %v", processes, time.Since(start).Round(time.Millisecond))
+	wantStatus(t, pools[0], len(migrationFiles(t)))
+	if recorded := count(t, pools[0], "SELECT count(*) FROM "+migrate.VersionTable+" WHERE version_id > 0"); recorded != len(migrationFiles(t)) {
+		t.Errorf("%d migrations recorded, want %d", recorded, len(migrationFiles(t)))
+	}
+}
+
+func TestMigrateUpWithoutCreateRights(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	owner := poolWith(t, config.Copy())
+	// Roles belong to the whole server, which other runs may share.
+	role := "samecommit_test_" + strings.ToLower(rand.Text())
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		for _, statement := range []string{"DROP OWNED BY " + role, "DROP ROLE " + role} {
+			if _, err := owner.Exec(ctx, statement); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for _, statement := range []string{
+		"CREATE ROLE " + role,
+		// Up to PostgreSQL 14 everybody may create tables there.
+		"REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+		"GRANT SELECT ON " + migrate.VersionTable + " TO " + role,
+	} {
+		if _, err := owner.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config.ConnConfig.RuntimeParams["role"] = role
+	pool := poolWith(t, config)
+	_, err := pool.Exec(t.Context(), "CREATE TABLE refused ()")
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || pgErr.Code != "42501" {
+		t.Fatalf("CREATE TABLE as the role that this test is about: %v, want 42501", err)
+	}
+	if err := migrate.Up(t.Context(), pool); err != nil {
+		t.Errorf("Up on a migrated database: %v", err)
+	}
+}
+
+func TestMigrateLeavesTheApplicationsGooseAlone(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	// As goose makes it, with a migration numbered as ours.
+	for _, statement := range []string{
+		`CREATE TABLE goose_db_version (
+			id integer PRIMARY KEY GENERATED BY DEFAULT AS IDENTITY,
+			version_id bigint NOT NULL,
+			is_applied boolean NOT NULL,
+			tstamp timestamp NOT NULL DEFAULT now())`,
+		`INSERT INTO goose_db_version (version_id, is_applied, tstamp)
+			VALUES (0, true, '2020-01-01'), (1, true, '2020-01-02')`,
+	} {
+		if _, err := pool.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	content := func() (text string) {
+		// xmin and ctid show also a row that was written again as it was.
+		const query = `SELECT string_agg(concat_ws(' ', xmin, ctid, g), E'\n' ORDER BY id) FROM goose_db_version g`
+		if err := pool.QueryRow(t.Context(), query).Scan(&text); err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	before := content()
+	for _, step := range []struct {
+		name    string
+		migrate func(context.Context, *pgxpool.Pool) error
+	}{
+		{"Up", migrate.Up},
+		{"Down", migrate.Down},
+		{"Up", migrate.Up},
+	} {
+		if err := step.migrate(t.Context(), pool); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if after := content(); after != before {
+			t.Fatalf("goose_db_version after %s:\n%s\nbefore:\n%s", step.name, after, before)
+		}
+	}
+	if !hasTable(t, pool, "idempotency_keys") {
+		t.Error("the application's version 1 passed for ours: no table")
+	}
+}
+
+func TestUnmigratedDatabaseNamesTheMigration(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Empty(t)
+	store := pgxstore.New(pool, nil)
+	client, err := idempotency.NewClient(store, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	work := func(context.Context, pgx.Tx) (string, error) { return "", nil }
+	begin := &idempotency.BeginParams{Key: params("x").Key, Fingerprint: params("x").Fingerprint, TTL: time.Hour, Lease: time.Minute}
+	for name, call := range map[string]func(ctx context.Context) error{
+		"Do": func(ctx context.Context) error {
+			_, err := idempotency.Do(ctx, client, params("x"), work)
+			return err
+		},
+		"DoTx": func(ctx context.Context) error {
+			return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+				_, err := idempotency.DoTx(ctx, client, tx, params("x"), work)
+				return err
+			})
+		},
+		"Get": func(ctx context.Context) error {
+			_, err := client.Get(ctx, params("x").Key)
+			return err
+		},
+		"DeleteExpired": func(ctx context.Context) error {
+			_, err := client.DeleteExpired(ctx, 0)
+			return err
+		},
+		"Begin": func(ctx context.Context) error {
+			_, err := store.Begin(ctx, begin)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			err := call(t.Context())
+			if !errors.Is(err, pgxstore.ErrNotMigrated) {
+				t.Fatalf("error is %v, want ErrNotMigrated", err)
+			}
+			if file := migrationFiles(t)[0]; !strings.Contains(err.Error(), file) {
+				t.Errorf("error %q does not name %s", err, file)
+			}
+		})
+	}
+}
+
+// poolWith returns a pool that is closed with the test.
+func poolWith(t *testing.T, config *pgxpool.Config) *pgxpool.Pool {
+	t.Helper()
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
