@@ -1,10 +1,8 @@
 package tests_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -19,64 +17,11 @@ import (
 	"github.com/samecommit/samecommit/internal/pgtest"
 )
 
-// commitCutter makes connections that break at a COMMIT while it is armed.
-type commitCutter struct {
-	// armed is how many more commits to cut.
-	armed atomic.Int32
-	// deliver lets the server receive the commit, and loses the reply.
-	deliver bool
-	// down refuses new connections.
-	down atomic.Bool
-	// downAfterCut sets down with the first cut.
-	downAfterCut bool
-}
-
-func (c *commitCutter) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	if c.down.Load() {
-		return nil, errors.New("test: the network is down")
-	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	return &cutConn{Conn: conn, cutter: c}, nil
-}
-
-type cutConn struct {
-	net.Conn
-	cutter *commitCutter
-}
-
-func (c *cutConn) Write(p []byte) (int, error) {
-	// In exec mode every statement is sent as text.
-	if !bytes.Contains(p, []byte("commit\x00")) || c.cutter.armed.Add(-1) < 0 {
-		return c.Conn.Write(p)
-	}
-	c.cutter.down.Store(c.cutter.downAfterCut)
-	if c.cutter.deliver {
-		if _, err := c.Conn.Write(p); err != nil {
-			return 0, err
-		}
-		var reply []byte
-		for buf := make([]byte, 4096); !bytes.Contains(reply, []byte("COMMIT\x00")); {
-			n, err := c.Read(buf)
-			if err != nil {
-				return 0, err
-			}
-			reply = append(reply, buf[:n]...)
-		}
-	}
-	if err := c.Close(); err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
-
-func (c *commitCutter) bench(t *testing.T, config *pgxstore.Config) *bench {
+// bench is a database behind the proxy.
+func (c *commitProxy) bench(t *testing.T, config *pgxstore.Config) *bench {
 	t.Helper()
-	poolConfig := pgtest.Config(t)
-	poolConfig.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
-	poolConfig.ConnConfig.DialFunc = c.dial
+	poolConfig := c.cutConfig(t, pgtest.Config(t))
+	poolConfig.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // every COMMIT is sent as text
 	pool, err := pgxpool.NewWithConfig(t.Context(), poolConfig)
 	if err != nil {
 		t.Fatal(err)
@@ -88,18 +33,18 @@ func (c *commitCutter) bench(t *testing.T, config *pgxstore.Config) *bench {
 func TestLostReplyToCommitIsResolved(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		deliver bool
-		runs    int32
+		afterCommit bool
+		runs        int32
 	}{
-		"committed":     {deliver: true, runs: 1},
-		"not committed": {deliver: false, runs: 2},
+		"committed":     {afterCommit: true, runs: 1},
+		"not committed": {afterCommit: false, runs: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cutter := &commitCutter{deliver: test.deliver}
-			b := cutter.bench(t, nil)
+			proxy := &commitProxy{afterCommit: test.afterCommit}
+			b := proxy.bench(t, nil)
 			var runs atomic.Int32
-			cutter.armed.Store(1)
+			proxy.armed.Store(true)
 			result, err := idempotency.Do(t.Context(), b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
 				runs.Add(1)
 				return "answer", effect(ctx, tx, "k")
@@ -107,8 +52,8 @@ func TestLostReplyToCommitIsResolved(t *testing.T) {
 			if err != nil || result.Value != "answer" || result.Replayed {
 				t.Errorf("%+v, %v; want the answer of this very call", result, err)
 			}
-			if cutter.armed.Load() > 0 {
-				t.Error("no commit was cut")
+			if proxy.cuts.Load() != 1 {
+				t.Errorf("%d commits were cut, want 1", proxy.cuts.Load())
 			}
 			if runs.Load() != test.runs || b.effects(t, "k") != 1 {
 				t.Errorf("%d runs, %d effects; want %d and 1", runs.Load(), b.effects(t, "k"), test.runs)
@@ -119,13 +64,13 @@ func TestLostReplyToCommitIsResolved(t *testing.T) {
 
 func TestUnresolvedCommitIsSettledByTheNextCall(t *testing.T) {
 	t.Parallel()
-	for name, deliver := range map[string]bool{"committed": true, "not committed": false} {
+	for name, committed := range map[string]bool{"committed": true, "not committed": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cutter := &commitCutter{deliver: deliver, downAfterCut: true}
-			b := cutter.bench(t, &pgxstore.Config{ResolveTimeout: 100 * time.Millisecond})
+			proxy := &commitProxy{afterCommit: committed, downAfterCut: true}
+			b := proxy.bench(t, &pgxstore.Config{ResolveTimeout: 100 * time.Millisecond})
 			b.pool.Reset() // no other connection may outlive the cut
-			cutter.armed.Store(1)
+			proxy.armed.Store(true)
 			_, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k"))
 			var keyErr *idempotency.KeyError
 			if !errors.Is(err, idempotency.ErrOutcomeUnknown) || !errors.As(err, &keyErr) || keyErr.Key != params("k").Key {
@@ -134,10 +79,10 @@ func TestUnresolvedCommitIsSettledByTheNextCall(t *testing.T) {
 			if strings.Contains(err.Error(), `"k"`) {
 				t.Errorf("the error prints the key: %v", err)
 			}
-			cutter.down.Store(false)
+			proxy.down.Store(false)
 			result, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k"))
-			if err != nil || result.Replayed != deliver || b.effects(t, "k") != 1 {
-				t.Errorf("%+v, %v, %d effects; want one effect, replayed: %t", result, err, b.effects(t, "k"), deliver)
+			if err != nil || result.Replayed != committed || b.effects(t, "k") != 1 {
+				t.Errorf("%+v, %v, %d effects; want one effect, replayed: %t", result, err, b.effects(t, "k"), committed)
 			}
 		})
 	}
@@ -148,9 +93,9 @@ func TestUnresolvedCommitIsSettledByTheNextCall(t *testing.T) {
 // changed, the comment in txhelper.Transaction.Commit can go.
 func TestPgxSafeToRetryAfterALostCommit(t *testing.T) {
 	t.Parallel()
-	cutter := &commitCutter{deliver: true}
-	b := cutter.bench(t, nil)
-	cutter.armed.Store(1)
+	proxy := &commitProxy{afterCommit: true}
+	b := proxy.bench(t, nil)
+	proxy.armed.Store(true)
 	err := pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error { return effect(t.Context(), tx, "k") })
 	if err == nil {
 		t.Fatal("the commit was not cut")

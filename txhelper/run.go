@@ -2,6 +2,7 @@ package txhelper
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -127,7 +128,7 @@ func Retry(ctx context.Context, db DB, options *Options, try func(ctx context.Co
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return &AttemptsExceededError{Attempts: attempt, Err: err}
+			return fmt.Errorf("%w: gave up trying again: %w", err, context.Cause(ctx))
 		}
 	}
 }

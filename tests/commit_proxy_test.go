@@ -3,6 +3,7 @@ package tests_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"sync/atomic"
@@ -17,8 +18,12 @@ type commitProxy struct {
 	// afterCommit cuts when the server has answered, otherwise before the
 	// server has heard of it.
 	afterCommit bool
-	armed       atomic.Bool
-	cuts        atomic.Int32
+	// downAfterCut lets no connection through from the cut on, until down is
+	// unset.
+	downAfterCut bool
+	down         atomic.Bool
+	armed        atomic.Bool
+	cuts         atomic.Int32
 }
 
 // cutConfig returns config with the proxy in its connections.
@@ -29,6 +34,9 @@ func (c *commitProxy) cutConfig(t *testing.T, config *pgxpool.Config) *pgxpool.C
 	}
 	dial := config.ConnConfig.DialFunc
 	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if c.down.Load() {
+			return nil, errors.New("test: the network is down")
+		}
 		conn, err := dial(ctx, network, address)
 		return &proxiedConn{Conn: conn, proxy: c}, err
 	}
@@ -40,6 +48,7 @@ func (c *commitProxy) cut(conn net.Conn, message, at []byte) bool {
 	if !bytes.Contains(message, at) || !c.armed.CompareAndSwap(true, false) {
 		return false
 	}
+	c.down.Store(c.downAfterCut)
 	c.cuts.Add(1)
 	_ = conn.Close()
 	return true
