@@ -1,0 +1,108 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/idempotency"
+)
+
+// naive is what most libraries do, and what this project exists to avoid: the
+// claim, the work and the answer are three commits. A connection that dies
+// between the second and the third leaves money moved and no answer recorded;
+// the claim is then deleted, or its lease ends, and the retry moves it again.
+type naive struct {
+	pool  *pgxpool.Pool
+	pause time.Duration
+}
+
+const naiveSchema = `
+CREATE TABLE naive_keys (
+    id text PRIMARY KEY,
+    fingerprint bytea NOT NULL,
+    claimed_at timestamptz NOT NULL,
+    answer bytea
+)`
+
+// naiveLease is when a claim without an answer counts as abandoned. Any length
+// goes wrong: a short one overtakes slow work, a long one leaves keys stuck.
+const naiveLease = "150 milliseconds"
+
+func newNaive(ctx context.Context, pool *pgxpool.Pool, pause time.Duration) (*naive, error) {
+	if _, err := pool.Exec(ctx, naiveSchema); err != nil {
+		return nil, fmt.Errorf("create the naive table of keys: %w", err)
+	}
+	return &naive{pool: pool, pause: pause}, nil
+}
+
+func (n *naive) charge(ctx context.Context, key string, fingerprint idempotency.Fingerprint, request *chargeRequest) (charge Charge, replayed bool, err error) {
+	if key == "" {
+		return charge, false, &idempotency.ParamError{Field: "Key.ID", Reason: "is empty"}
+	}
+	// Commit 1: the claim.
+	tag, err := n.pool.Exec(ctx, `INSERT INTO naive_keys AS k (id, fingerprint, claimed_at) VALUES ($1, $2, clock_timestamp())
+		ON CONFLICT (id) DO UPDATE SET claimed_at = excluded.claimed_at
+		WHERE k.answer IS NULL AND k.fingerprint = excluded.fingerprint
+			AND k.claimed_at < excluded.claimed_at - interval '`+naiveLease+`'`,
+		key, fingerprint.Bytes())
+	if err != nil {
+		return charge, false, err
+	}
+	if tag.RowsAffected() == 0 {
+		charge, err = n.replay(ctx, key, fingerprint)
+		return charge, true, err
+	}
+
+	// Commit 2: the work.
+	if err := pgx.BeginFunc(ctx, n.pool, func(tx pgx.Tx) error {
+		charge, err = transfer(ctx, tx, request, n.pause)
+		return err
+	}); err != nil {
+		return Charge{}, false, n.free(ctx, key, err)
+	}
+
+	// Between the two, real handlers have things to do: render the answer, tell
+	// others, wait for a processor. As long as that takes, money has moved and
+	// no key knows of it.
+	time.Sleep(randomPause(n.pause))
+
+	// Commit 3: the answer.
+	answer, err := json.Marshal(charge)
+	if err == nil {
+		_, err = n.pool.Exec(ctx, "UPDATE naive_keys SET answer = $2 WHERE id = $1", key, answer)
+	}
+	if err != nil {
+		return Charge{}, false, n.free(ctx, key, err)
+	}
+	return charge, false, nil
+}
+
+func (n *naive) replay(ctx context.Context, key string, fingerprint idempotency.Fingerprint) (charge Charge, err error) {
+	var recorded, answer []byte
+	err = n.pool.QueryRow(ctx, "SELECT fingerprint, answer FROM naive_keys WHERE id = $1", key).Scan(&recorded, &answer)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows): // freed since
+		return charge, idempotency.ErrInProgress
+	case err != nil:
+		return charge, err
+	case !bytes.Equal(recorded, fingerprint.Bytes()):
+		return charge, idempotency.ErrFingerprintMismatch
+	case answer == nil:
+		return charge, idempotency.ErrInProgress
+	}
+	return charge, json.Unmarshal(answer, &charge)
+}
+
+// free deletes the claim after an error, so that a retry need not wait for the
+// lease. It cannot know whether the work was committed.
+func (n *naive) free(ctx context.Context, key string, cause error) error {
+	_, err := n.pool.Exec(context.WithoutCancel(ctx), "DELETE FROM naive_keys WHERE id = $1", key)
+	return errors.Join(cause, err)
+}
