@@ -108,6 +108,43 @@ func TestPgxSafeToRetryAfterALostCommit(t *testing.T) {
 	}
 }
 
+// A pool can hand out a connection that the server has closed meanwhile.
+func TestConnectionLostBeforeBeginIsReplaced(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	config.MaxConns = 1
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	b := newBench(t, pool, nil, nil)
+	var pid int
+	if err := pool.QueryRow(t.Context(), `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	killer, err := pgx.Connect(t.Context(), config.ConnString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := killer.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := killer.Exec(t.Context(), `SELECT pg_terminate_backend($1)`, pid); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool {
+		var gone bool
+		err := killer.QueryRow(t.Context(), `SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)`, pid).Scan(&gone)
+		return err == nil && gone
+	})
+	if result, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k")); err != nil || result.Replayed {
+		t.Errorf("%+v, %v; want a run on another connection", result, err)
+	}
+}
+
 // Whatever is killed and whenever: one effect for each key that was answered.
 func TestKilledBackends(t *testing.T) {
 	t.Parallel()

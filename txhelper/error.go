@@ -18,6 +18,9 @@ var (
 	// ErrAborted means that a statement failed, its error was ignored, and PostgreSQL
 	// refuses to commit the transaction.
 	ErrAborted = errors.New("txhelper: transaction is aborted: the error of a failed statement was ignored")
+	// ErrConnectionLost means that the connection broke before the transaction
+	// had begun, as one that has idled in a pool may do. Nothing was done.
+	ErrConnectionLost = errors.New("txhelper: connection was lost before the transaction began")
 	// ErrRowsOpen means that rows, a batch or a copy were still being read when the
 	// function returned. Close them, or read to the end.
 	ErrRowsOpen = errors.New("txhelper: transaction still has open rows")
@@ -56,11 +59,11 @@ func (e *AmbiguousCommitError) Error() string {
 // Unwrap returns Err.
 func (e *AmbiguousCommitError) Unwrap() error { return e.Err }
 
-// IsRetryable reports whether err is a serialization failure (40001) or a
-// deadlock (40P01), which a fresh transaction may not meet again.
+// IsRetryable reports whether err is a serialization failure (40001), a deadlock
+// (40P01) or ErrConnectionLost, which a fresh transaction may not meet again.
 func IsRetryable(err error) bool {
 	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && (pgErr.Code == "40001" || pgErr.Code == "40P01")
+	return errors.Is(err, ErrConnectionLost) || errors.As(err, &pgErr) && (pgErr.Code == "40001" || pgErr.Code == "40P01")
 }
 
 // isDefinite reports whether err, in reply to a commit, proves that nothing was

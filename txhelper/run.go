@@ -74,8 +74,9 @@ func fullJitter(attempt int) time.Duration {
 // returns an error, panics or calls runtime.Goexit, it rolls back.
 //
 // After a serialization failure or a deadlock, also one whose error fn ignored,
-// fn runs again in a fresh transaction, so it should act through tx only. The
-// last such error comes in an *AttemptsExceededError. A lost reply to the
+// fn runs again in a fresh transaction, so it should act through tx only. A
+// connection that breaks before the transaction began is replaced. The last such
+// error comes in an *AttemptsExceededError. A lost reply to the
 // commit is an *AmbiguousCommitError and is not retried. Where db is itself a
 // transaction, Run works in a savepoint and never retries.
 func Run(ctx context.Context, db DB, options *Options, fn func(ctx context.Context, tx pgx.Tx) error) error {

@@ -47,6 +47,10 @@ func Open(ctx context.Context, db DB, options *Options, first func(batch *pgx.Ba
 	default:
 		return openNested(ctx, db, t, first)
 	}
+	if t.conn.IsClosed() {
+		t.release()
+		return nil, errors.New("txhelper: connection is closed: open another")
+	}
 	if t.conn.PgConn().TxStatus() != 'I' {
 		t.release()
 		return nil, errors.New("txhelper: connection is already in a transaction: pass that transaction instead")
@@ -60,6 +64,9 @@ func Open(ctx context.Context, db DB, options *Options, first func(batch *pgx.Ba
 	t.base = results.Tx()
 	t.tx = newTx(t.base)
 	if err := results.Close(); err != nil {
+		if t.conn.IsClosed() && ctx.Err() == nil {
+			err = fmt.Errorf("%w: %w", ErrConnectionLost, err)
+		}
 		t.Rollback(ctx)
 		return nil, fmt.Errorf("txhelper: begin: %w", err)
 	}

@@ -15,9 +15,12 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"os"
 
 	"github.com/testcontainers/testcontainers-go"
+	tclog "github.com/testcontainers/testcontainers-go/log"
 	"github.com/testcontainers/testcontainers-go/modules/postgres"
 )
 
@@ -30,6 +33,8 @@ func Start(ctx context.Context) (url string, stop func(context.Context) error, e
 	if err := engine(ctx); err != nil {
 		return "", nil, fmt.Errorf("no container engine answered: %w", err)
 	}
+	// Its lines about every start and stop would stand between a user's own.
+	tclog.SetDefault(log.New(io.Discard, "", 0))
 	image := cmp.Or(os.Getenv("SAMECOMMIT_POSTGRES_IMAGE"), defaultImage)
 	container, err := postgres.Run(ctx, image,
 		postgres.BasicWaitStrategies(),
