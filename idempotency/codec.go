@@ -81,7 +81,7 @@ func (c resultCodec[T]) encode(value T) (*Response, error) {
 	}
 	body, err := c.codec.Marshal(value)
 	if err != nil {
-		return nil, fmt.Errorf("idempotency: encode result as %q: %w", c.typeName, err)
+		return nil, &codecError{"encode result as", c.typeName, err}
 	}
 	return &Response{Type: c.typeName, Body: body}, nil
 }
@@ -102,7 +102,21 @@ func (c resultCodec[T]) decode(key Key, response *Response) (value T, err error)
 		return value, nil
 	}
 	if err := c.codec.Unmarshal(response.Body, &value); err != nil {
-		return value, &KeyError{Key: key, Err: fmt.Errorf("idempotency: decode recorded result as %q: %w", c.typeName, err)}
+		return value, &KeyError{Key: key, Err: &codecError{"decode result as", c.typeName, err}}
 	}
 	return value, nil
 }
+
+// codecError prints the type of its cause only: codecs quote the values that
+// they fail on.
+type codecError struct {
+	doing    string
+	typeName string
+	cause    error
+}
+
+func (e *codecError) Error() string {
+	return fmt.Sprintf("idempotency: %s %q: %T: unwrap it for more, which may quote the value", e.doing, e.typeName, e.cause)
+}
+
+func (e *codecError) Unwrap() error { return e.cause }

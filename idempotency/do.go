@@ -27,7 +27,7 @@ func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 	var outcome *Outcome
 	defer func() { end(outcomeState(outcome), result.Replayed, err) }()
 
-	if err := op.checkNesting(ctx); err != nil {
+	if err := config.checkNesting(ctx, params.Key); err != nil {
 		return Result[T]{}, err
 	}
 	executed := false
@@ -67,6 +67,9 @@ func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params P
 		end(state, result.result.Replayed, err)
 	}()
 
+	if err := config.checkNesting(ctx, params.Key); err != nil {
+		return TxResult[T]{}, err
+	}
 	verbs := client.store.WithTx(tx)
 	outcome, err = waitWhileInProgress(ctx, params.Key, params.waitOr(NoWait), func() (*Outcome, error) {
 		return verbs.Begin(ctx, op.begin)
@@ -98,7 +101,7 @@ func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params P
 
 func newTxResult[T any](config *Config, codec resultCodec[T], record *Record, replayed bool) (TxResult[T], error) {
 	result, err := answer(config, codec, record, replayed)
-	if _, final := err.(*FinalError); err != nil && !final { //nolint:errorlint // answer does not wrap it.
+	if err != nil && !isFinal(err) {
 		return TxResult[T]{}, err
 	}
 	return TxResult[T]{result: result, err: err, valid: true}, nil
@@ -133,7 +136,7 @@ func newOperation[T, TTx any](client *Client[TTx], params *Params, fn func(conte
 
 func (o *operation[T, TTx]) body(ctx context.Context, tx TTx) (*Response, error) {
 	config := &o.client.config
-	value, err := o.fn(context.WithValue(ctx, heldKey{o.client, o.begin.Key}, true), tx)
+	value, err := o.fn(context.WithValue(ctx, heldKey{config, o.begin.Key}, true), tx)
 	var response *Response
 	if err != nil {
 		response, err = config.finalResponse(o.begin.Key, err)
@@ -143,20 +146,35 @@ func (o *operation[T, TTx]) body(ctx context.Context, tx TTx) (*Response, error)
 	if err != nil {
 		return nil, err
 	}
-	return response, response.validateSize(config.MaxResponseSize)
+	if err := response.validateSize(config.MaxResponseSize); err != nil {
+		return nil, err
+	}
+	// What cannot be read back must not be committed: every replay would fail.
+	_, err = answer(config, o.codec, &Record{Key: o.begin.Key, Response: response}, false)
+	if err != nil && !isFinal(err) {
+		return nil, err
+	}
+	return response, nil
 }
 
-// heldKey marks, in the context that fn gets, the key that fn runs under.
+// isFinal reports whether err, from answer, is what was recorded.
+func isFinal(err error) bool {
+	_, final := err.(*FinalError) //nolint:errorlint // answer does not wrap it.
+	return final
+}
+
+// heldKey marks, in the context that fn gets, the key that fn runs under. The
+// config stands for the client.
 type heldKey struct {
-	client any
+	config *Config
 	key    Key
 }
 
-// checkNesting refuses a Do inside a Do on the same key, which would wait for
-// itself.
-func (o *operation[T, TTx]) checkNesting(ctx context.Context) error {
-	if ctx.Value(heldKey{o.client, o.begin.Key}) != nil {
-		return &KeyError{Key: o.begin.Key, Err: ErrNested}
+// checkNesting refuses to begin a key inside the operation that holds it: it
+// would wait for itself, or on the operation's own transaction not even that.
+func (c *Config) checkNesting(ctx context.Context, key Key) error {
+	if ctx.Value(heldKey{c, key}) != nil {
+		return &KeyError{Key: key, Err: ErrNested}
 	}
 	return nil
 }

@@ -114,7 +114,7 @@ func (c *Config) finalResponse(key Key, err error) (*Response, error) {
 	for _, kind := range c.FinalErrors {
 		body, matches, encodeErr := kind.encode(c.Codec, mark.err)
 		if encodeErr != nil {
-			return nil, &KeyError{Key: key, Err: fmt.Errorf("idempotency: encode final error %q: %w", kind.code, encodeErr)}
+			return nil, &KeyError{Key: key, Err: &codecError{"encode final error", kind.code, encodeErr}}
 		}
 		if matches {
 			return &Response{Type: TypeErrorPrefix + kind.code, Body: body, RolledBack: true}, nil
@@ -135,7 +135,7 @@ func (c *Config) finalError(record *Record) error {
 		}
 		recorded, err := kind.decode(c.Codec, record.Response.Body)
 		if err != nil {
-			return &KeyError{Key: record.Key, Err: fmt.Errorf("idempotency: decode recorded final error %q: %w", code, err)}
+			return &KeyError{Key: record.Key, Err: &codecError{"decode final error", code, err}}
 		}
 		return &FinalError{Key: record.Key, Code: code, Err: recorded}
 	}

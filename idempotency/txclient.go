@@ -25,6 +25,9 @@ func (c *TxClient) Begin(ctx context.Context, params Params) (outcome *Outcome, 
 	ctx, end := c.config.trace(ctx, OperationBegin, params.Key)
 	defer func() { end(outcomeState(outcome), false, err) }()
 
+	if err := c.config.checkNesting(ctx, params.Key); err != nil {
+		return nil, err
+	}
 	outcome, err = waitWhileInProgress(ctx, params.Key, params.waitOr(NoWait), func() (*Outcome, error) {
 		return c.verbs.Begin(ctx, begin)
 	})

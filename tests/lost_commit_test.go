@@ -15,6 +15,7 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/txhelper"
 )
 
 // bench is a database behind the proxy.
@@ -85,6 +86,37 @@ func TestUnresolvedCommitIsSettledByTheNextCall(t *testing.T) {
 				t.Errorf("%+v, %v, %d effects; want one effect, replayed: %t", result, err, b.effects(t, "k"), committed)
 			}
 		})
+	}
+}
+
+// wrappedPool is what a tracing or lazily connecting pool looks like.
+type wrappedPool struct{ *pgxpool.Pool }
+
+// opaquePool can begin, and nobody can tell what.
+type opaquePool struct{ pool *pgxpool.Pool }
+
+func (p opaquePool) Begin(ctx context.Context) (pgx.Tx, error) { return p.pool.Begin(ctx) }
+
+func TestLostReplyThroughAWrappedPool(t *testing.T) {
+	t.Parallel()
+	proxy := &commitProxy{afterCommit: true}
+	b := proxy.bench(t, nil)
+	proxy.armed.Store(true)
+	runs := 0
+	err := txhelper.Run(t.Context(), wrappedPool{b.pool}, &txhelper.Options{Retryable: func(error) bool { return true }}, func(ctx context.Context, tx pgx.Tx) error {
+		runs++
+		return effect(ctx, tx, "k")
+	})
+	var ambiguous *txhelper.AmbiguousCommitError
+	if !errors.As(err, &ambiguous) || runs != 1 || b.effects(t, "k") != 1 {
+		t.Errorf("%v after %d runs; want an AmbiguousCommitError after one, whatever Retryable says", err, runs)
+	}
+	err = txhelper.Run(t.Context(), opaquePool{b.pool}, nil, func(context.Context, pgx.Tx) error {
+		t.Error("fn ran")
+		return nil
+	})
+	if err == nil || !strings.Contains(err.Error(), "opaquePool") {
+		t.Errorf("got %v, want a refusal that names the type", err)
 	}
 }
 

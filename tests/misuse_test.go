@@ -18,6 +18,7 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/txhelper"
 )
 
 // Ways to end the transaction that Do gave to its function. None of them may
@@ -319,6 +320,97 @@ func TestNestedDoOnTheSameKey(t *testing.T) {
 	})
 	if !errors.Is(err, idempotency.ErrNested) || b.effects(t, "inner") != 0 {
 		t.Errorf("got %v, want ErrNested", err)
+	}
+}
+
+// Also on the operation's own transaction, where the lock is the session's own,
+// and with a context that does not tell.
+func TestNestedBeginOnTheOperationsTransaction(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, nil)
+	beginAgain := func(ctx context.Context, tx pgx.Tx) {
+		if _, err := b.client.WithTx(tx).Begin(ctx, params("k")); !errors.Is(err, idempotency.ErrNested) {
+			t.Errorf("Begin: %v, want ErrNested", err)
+		}
+		if _, err := idempotency.DoTx(ctx, b.client, tx, params("k"), charge("inner")); !errors.Is(err, idempotency.ErrNested) {
+			t.Errorf("DoTx: %v, want ErrNested", err)
+		}
+		if err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+			_, err := b.client.WithTx(tx).Begin(ctx, params("k"))
+			return err
+		}); !errors.Is(err, idempotency.ErrNested) {
+			t.Errorf("Begin in a savepoint: %v, want ErrNested", err)
+		}
+	}
+	otherContext := t.Context()
+	runs := 0
+	_, err := idempotency.Do(t.Context(), b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+		runs++
+		beginAgain(ctx, tx)
+		beginAgain(otherContext, tx) //nolint:contextcheck // The point of the test.
+		_, err := idempotency.DoTx(ctx, b.client, tx, params("another key"), charge("another key"))
+		return "k", err
+	})
+	if err != nil || runs != 1 || b.effects(t, "inner") != 0 || b.effects(t, "another key") != 1 {
+		t.Errorf("%v after %d runs; want one run, and another key's operation in it", err, runs)
+	}
+}
+
+type unreadable struct {
+	Reason string
+	Cause  error // encoding/json writes it and cannot read it back
+}
+
+func (*unreadable) Error() string { return "declined" }
+
+func TestAnswerThatCannotBeReadBackRollsBack(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, &idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalType[*unreadable]("declined")}})
+	answer := unreadable{Reason: "SECRET", Cause: errors.New("SECRET")}
+	for name, fn := range map[string]func() (unreadable, error){
+		"result":      func() (unreadable, error) { return answer, nil },
+		"final error": func() (unreadable, error) { return unreadable{}, idempotency.Final(&answer) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := idempotency.Do(t.Context(), b.client, params(name), func(ctx context.Context, tx pgx.Tx) (unreadable, error) {
+				if err := effect(ctx, tx, name); err != nil {
+					return unreadable{}, err
+				}
+				return fn()
+			})
+			var typeErr *json.UnmarshalTypeError
+			if !errors.As(err, &typeErr) || strings.Contains(err.Error(), "SECRET") {
+				t.Errorf("got %v, want the codec's error without the value", err)
+			}
+			if _, err := b.client.Get(t.Context(), params(name).Key); !errors.Is(err, idempotency.ErrNotFound) || b.effects(t, name) != 0 {
+				t.Errorf("Get: %v, %d effects; want ErrNotFound and none", err, b.effects(t, name))
+			}
+		})
+	}
+}
+
+// The effect is committed and stays; the call must say so and must not record
+// that it was rolled back.
+func TestRawCommitBeforeAnError(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, finalConfig())
+	for name, failure := range map[string]error{"error": errors.New("declined"), "final error": idempotency.Final(errClosed)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := idempotency.Do(t.Context(), b.client, params(name), func(ctx context.Context, tx pgx.Tx) (string, error) {
+				if _, err := tx.Exec(ctx, `COMMIT`); err != nil {
+					return "", err
+				}
+				return "", failure
+			})
+			if !errors.Is(err, idempotency.ErrOwned) || !errors.Is(err, txhelper.ErrEnded) {
+				t.Errorf("got %v, want ErrOwned and ErrEnded", err)
+			}
+			if _, err := b.client.Get(t.Context(), params(name).Key); !errors.Is(err, idempotency.ErrNotFound) {
+				t.Errorf("Get: %v, want ErrNotFound", err)
+			}
+		})
 	}
 }
 

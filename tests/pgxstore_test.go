@@ -292,15 +292,15 @@ func TestRunningDuplicateIsInProgress(t *testing.T) {
 		}
 
 		// In a caller's transaction: reported, and the transaction stays usable.
-		return "k", pgx.BeginFunc(ctx, b.pool, func(other pgx.Tx) error {
-			outcome, err := b.client.WithTx(other).Begin(ctx, p)
+		return "k", pgx.BeginFunc(otherCaller, b.pool, func(other pgx.Tx) error {
+			outcome, err := b.client.WithTx(other).Begin(otherCaller, p)
 			if err != nil || outcome.State != idempotency.InProgress {
 				t.Errorf("Begin got %+v, %v, want in progress", outcome, err)
 			}
-			if _, err := idempotency.DoTx(ctx, b.client, other, p, charge("k")); !errors.Is(err, idempotency.ErrInProgress) {
+			if _, err := idempotency.DoTx(otherCaller, b.client, other, p, charge("k")); !errors.Is(err, idempotency.ErrInProgress) {
 				t.Errorf("DoTx got %v, want ErrInProgress", err)
 			}
-			return effect(ctx, other, "other work")
+			return effect(otherCaller, other, "other work")
 		})
 	})
 	if err != nil {

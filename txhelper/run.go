@@ -2,6 +2,7 @@ package txhelper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -33,7 +34,8 @@ type Options struct {
 	// a random pause of up to 5 ms, doubled with every attempt, of at most
 	// 250 ms.
 	Backoff func(attempt int) time.Duration
-	// Retryable decides which errors are tried again. Defaults to IsRetryable.
+	// Retryable decides which errors are tried again; an *AmbiguousCommitError
+	// never is. Defaults to IsRetryable.
 	Retryable func(error) bool
 	// CommitTimeout bounds a commit, which the context's cancellation does not
 	// interrupt. Defaults to 10 seconds.
@@ -118,7 +120,9 @@ func Retry(ctx context.Context, db DB, options *Options, try func(ctx context.Co
 	}
 	for attempt := 1; ; attempt++ {
 		err := try(ctx)
-		if err == nil || !withDefaults.Retryable(err) {
+		var ambiguous *AmbiguousCommitError
+		// An ambiguous commit may have done the work, whatever lost its reply.
+		if err == nil || errors.As(err, &ambiguous) || !withDefaults.Retryable(err) {
 			return err
 		}
 		if attempt >= attempts {

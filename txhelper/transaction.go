@@ -10,8 +10,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// DB opens transactions. *pgxpool.Pool, *pgx.Conn and pgx.Tx are a DB; with a
-// pgx.Tx, a transaction here is a savepoint in it.
+// DB opens transactions. It is a *pgxpool.Pool or another type with the pool's
+// Acquire, a *pgx.Conn, a *pgxpool.Conn or a pgx.Tx; with a pgx.Tx, a transaction
+// here is a savepoint in it. Any other type is refused.
 type DB interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
@@ -34,7 +35,9 @@ type Transaction struct {
 func Open(ctx context.Context, db DB, options *Options, first func(batch *pgx.Batch)) (*Transaction, error) {
 	t := &Transaction{options: options.withDefaults(), release: func() {}}
 	switch db := db.(type) {
-	case *pgxpool.Pool:
+	case interface {
+		Acquire(ctx context.Context) (*pgxpool.Conn, error)
+	}:
 		conn, err := db.Acquire(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("txhelper: acquire a connection: %w", err)
@@ -44,8 +47,12 @@ func Open(ctx context.Context, db DB, options *Options, first func(batch *pgx.Ba
 		t.conn = db.Conn()
 	case *pgx.Conn:
 		t.conn = db
-	default:
+	case pgx.Tx, savepointOf:
 		return openNested(ctx, db, t, first)
+	default:
+		// Its Begin could open a transaction or a savepoint, and a lost reply
+		// means something else in each.
+		return nil, fmt.Errorf("txhelper: cannot tell what kind of database a %T is: pass a *pgxpool.Pool, a *pgx.Conn, a pgx.Tx, or a type with the pool's Acquire", db)
 	}
 	if t.conn.IsClosed() {
 		t.release()
@@ -103,8 +110,12 @@ func (t *Transaction) Tx() pgx.Tx { return t.tx }
 
 // Cause returns the error that decides what to do after the function that used
 // Tx returned err: a retryable error that the function met and turned into
-// another one, ErrOwned where it tried to end the transaction, or err.
+// another one, ErrOwned or ErrEnded where it tried to end the transaction or has
+// done so, or err.
 func (t *Transaction) Cause(err error) error {
+	if !t.conn.IsClosed() && !t.conn.PgConn().IsBusy() && t.conn.PgConn().TxStatus() == 'I' {
+		return errors.Join(ErrEnded, err)
+	}
 	if t.tx.shared.doomed.Load() && !errors.Is(err, ErrOwned) {
 		return errors.Join(ErrOwned, err)
 	}
@@ -127,14 +138,10 @@ func (t *Transaction) Check() error {
 	if t.conn.PgConn().IsBusy() {
 		return ErrRowsOpen
 	}
-	switch t.conn.PgConn().TxStatus() {
-	case 'T':
-		return nil
-	case 'E':
+	if t.conn.PgConn().TxStatus() == 'E' {
 		return ErrAborted
-	default:
-		return ErrEnded
 	}
+	return nil
 }
 
 // Commit commits, after Check. The statements that last queues go to the server

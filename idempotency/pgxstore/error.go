@@ -70,12 +70,31 @@ func explainOwned(err error) error {
 	return err
 }
 
-// ownedTx is the transaction that a caller's function gets, txhelper's, with the
+// ownedTx is the transaction that a caller's function gets: txhelper's, with the
 // core's sentinel in the error that refuses Commit and Rollback.
-type ownedTx struct{ pgx.Tx }
+type ownedTx struct {
+	pgx.Tx
+	// runKey is the key that Run holds by this transaction, without a row yet.
+	runKey idempotency.Key
+}
+
+// Begin starts a nested transaction, which still is under the key.
+func (tx ownedTx) Begin(ctx context.Context) (pgx.Tx, error) {
+	nested, err := tx.Tx.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return ownedTx{nested, tx.runKey}, nil
+}
 
 func (tx ownedTx) Commit(ctx context.Context) error   { return explainOwned(tx.Tx.Commit(ctx)) }
 func (tx ownedTx) Rollback(ctx context.Context) error { return explainOwned(tx.Tx.Rollback(ctx)) }
+
+// runKey returns the key that Run holds by tx, zero if tx is not of Run.
+func runKey(tx pgx.Tx) idempotency.Key {
+	owned, _ := tx.(ownedTx)
+	return owned.runKey
+}
 
 func checkClaim(claim *idempotency.Claim) error {
 	if claim == nil {

@@ -67,7 +67,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		return &idempotency.Outcome{State: idempotency.InProgress}, false, nil
 	}
 
-	response, err := fn(ctx, ownedTx{transaction.Tx()})
+	response, err := fn(ctx, ownedTx{transaction.Tx(), r.params.Key})
 	if err == nil {
 		err = response.Validate()
 	}
@@ -107,8 +107,10 @@ func (r *run) explain(err error) error { return r.store.explain(r.params.Key, "r
 // look that decides, all in one flight.
 func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (transaction *txhelper.Transaction, locked bool, err error) {
 	transaction, err = txhelper.Open(ctx, r.store.db, options, func(batch *pgx.Batch) {
-		// Two statements: the snapshot of one would be older than its lock, and
-		// would miss the answer of the holder that has just let go of it.
+		// Two statements: under READ COMMITTED the snapshot of one would be older
+		// than its lock, and miss the answer of the holder that has just let go
+		// of it. Under REPEATABLE READ it is older all the same: fn may then run
+		// in vain, and the unique index undoes it.
 		txhelper.Queue(batch, r.tryLock(ctx, &locked))
 		if look {
 			txhelper.Queue(batch, func(q txhelper.Querier) (err error) {

@@ -176,8 +176,8 @@ func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx
 
 // Savepoint calls fn with a transaction nested in tx. See idempotency.TxStore.
 func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
-	return explainOwned(txhelper.Savepoint(ctx, tx, func(ctx context.Context, tx pgx.Tx) error {
-		return fn(ctx, ownedTx{tx})
+	return explainOwned(txhelper.Savepoint(ctx, tx, func(ctx context.Context, nested pgx.Tx) error {
+		return fn(ctx, ownedTx{nested, runKey(tx)})
 	}))
 }
 
@@ -204,6 +204,8 @@ func (s *Store) idleSetting() *string {
 // canReconnect reports whether the store can open another connection after one
 // was lost.
 func (s *Store) canReconnect() bool {
-	_, ok := s.db.(*pgxpool.Pool)
+	_, ok := s.db.(interface {
+		Acquire(ctx context.Context) (*pgxpool.Conn, error)
+	})
 	return ok
 }

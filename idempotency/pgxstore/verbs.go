@@ -27,6 +27,10 @@ func (v *verbs) Begin(ctx context.Context, params *idempotency.BeginParams) (*id
 	if err := v.check(); err != nil {
 		return nil, err
 	}
+	if runKey(v.tx) == params.Key {
+		// The lock would not tell: it is this session's own.
+		return nil, &idempotency.KeyError{Key: params.Key, Err: idempotency.ErrNested}
+	}
 	outcome, err := v.store.claim(ctx, v.tx, params)
 	return outcome, v.store.explain(params.Key, "begin", err)
 }
