@@ -178,25 +178,27 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 // insert writes the finished row, and fills in the times that it got.
 func (r *run) insert(ctx context.Context, q txhelper.Querier, completed *row) error {
 	key, queries := r.params.Key, r.store.queries
+	var times *db.KeyInsertCompletedRow
+	var err error
 	if r.seen == nil {
-		times, err := queries.KeyInsertCompleted(ctx, q, &db.KeyInsertCompletedParams{
+		times, err = queries.KeyInsertCompleted(ctx, q, &db.KeyInsertCompletedParams{
 			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: completed.Fingerprint,
 			Response: completed.Response, ResponseType: *completed.ResponseType, TTL: r.params.TTL,
 		})
-		if err == nil {
-			completed.CreatedAt, completed.UpdatedAt, completed.ExpiresAt = times.CreatedAt, times.UpdatedAt, &times.ExpiresAt
-		}
+	} else {
+		var replaced *db.KeyReplaceCompletedRow
+		replaced, err = queries.KeyReplaceCompleted(ctx, q, &db.KeyReplaceCompletedParams{
+			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: completed.Fingerprint, Attempt: completed.Attempt,
+			Response: completed.Response, ResponseType: *completed.ResponseType, TTL: r.params.TTL,
+			SeenClaimID: r.seen.ClaimID, SeenStatus: r.seen.Status, SeenLockedUntil: r.seen.LockedUntil,
+		})
+		times = (*db.KeyInsertCompletedRow)(replaced) // the same columns
+	}
+	if err != nil {
 		return err
 	}
-	times, err := queries.KeyReplaceCompleted(ctx, q, &db.KeyReplaceCompletedParams{
-		Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: completed.Fingerprint, Attempt: completed.Attempt,
-		Response: completed.Response, ResponseType: *completed.ResponseType, TTL: r.params.TTL,
-		SeenClaimID: r.seen.ClaimID, SeenStatus: r.seen.Status, SeenLockedUntil: r.seen.LockedUntil,
-	})
-	if err == nil {
-		completed.CreatedAt, completed.UpdatedAt, completed.ExpiresAt = times.CreatedAt, times.UpdatedAt, &times.ExpiresAt
-	}
-	return err
+	completed.CreatedAt, completed.UpdatedAt, completed.ExpiresAt = times.CreatedAt, times.UpdatedAt, &times.ExpiresAt
+	return nil
 }
 
 // afterFailure looks, in a fresh snapshot, whether a rival has answered
