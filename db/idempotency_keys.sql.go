@@ -38,7 +38,7 @@ SELECT
     CASE WHEN $5::interval IS NULL THEN 1 END
 WHERE CASE
     WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = $1 AND k.id = $2) THEN false
-    ELSE pg_try_advisory_xact_lock($6::bigint)
+    ELSE pg_try_advisory_xact_lock($6::bigint # 'idempotency_keys'::regclass::oid::bigint)
 END
 ON CONFLICT (scope, id) DO NOTHING
 RETURNING
@@ -360,8 +360,8 @@ SELECT EXISTS (
     WHERE locktype = 'advisory'
         AND pid = pg_backend_pid()
         AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-        AND classid = (($1::bigint >> 32) & 4294967295)::oid
-        AND objid = ($1::bigint & 4294967295)::oid
+        AND classid = ((($1::bigint # 'idempotency_keys'::regclass::oid::bigint) >> 32) & 4294967295)::oid
+        AND objid = (($1::bigint # 'idempotency_keys'::regclass::oid::bigint) & 4294967295)::oid
         AND objsubid = 1
 ) AS own
 `
@@ -399,7 +399,7 @@ WHERE scope = $4
     AND claim_id = $6::uuid
     AND status = $7::smallint
     AND locked_until IS NOT DISTINCT FROM $8::timestamptz
-    AND pg_try_advisory_xact_lock($9::bigint)
+    AND pg_try_advisory_xact_lock($9::bigint # 'idempotency_keys'::regclass::oid::bigint)
 RETURNING
     attempt,
     created_at,
@@ -567,7 +567,8 @@ func (q *Queries) KeyReplaceCompleted(ctx context.Context, db DBTX, arg *KeyRepl
 const keyTryLock = `-- name: KeyTryLock :one
 
 SELECT
-    pg_try_advisory_xact_lock($1::bigint) AS locked,
+    pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,
+    current_setting('transaction_read_only')::boolean AS read_only,
     set_config(
         'samecommit.claim_ids',
         concat(current_setting('samecommit.claim_ids', true), ' ', $2::uuid),
@@ -588,6 +589,7 @@ type KeyTryLockParams struct {
 
 type KeyTryLockRow struct {
 	Locked      bool
+	ReadOnly    bool
 	ClaimIds    string
 	IdleTimeout string
 }
@@ -595,13 +597,20 @@ type KeyTryLockRow struct {
 // The protocol that these statements serve is in docs/design.md, part "What the
 // database does". Time is the database's, per statement: now() would be the
 // start of the transaction, long before a claim that waited.
-// A hint that saves waiting and wasted work, never the truth. The claim id is
+// A hint that saves waiting and wasted work, never the truth. The table's oid
+// keeps apart the tables of two schemas, wherever search_path finds this one.
+// Whether a write can follow is told before the work is done. The claim id is
 // left with this transaction, so that KeyInsertCompleted and
 // KeyReplaceCompleted can tell that it is still the same one. It is appended,
 // for a Run inside the transaction of another.
 func (q *Queries) KeyTryLock(ctx context.Context, db DBTX, arg *KeyTryLockParams) (*KeyTryLockRow, error) {
 	row := db.QueryRow(ctx, keyTryLock, arg.LockID, arg.ClaimID, arg.IdleTimeout)
 	var i KeyTryLockRow
-	err := row.Scan(&i.Locked, &i.ClaimIds, &i.IdleTimeout)
+	err := row.Scan(
+		&i.Locked,
+		&i.ReadOnly,
+		&i.ClaimIds,
+		&i.IdleTimeout,
+	)
 	return &i, err
 }

@@ -36,6 +36,23 @@ var (
 	// could not be found out in time. Call again with the same key: that
 	// replays the answer if it was committed and runs the operation if not.
 	ErrOutcomeUnknown = errors.New("idempotency: outcome of commit is unknown")
+	// ErrOverloaded means that this process could not ask the store about the key in
+	// time: more calls wait than Config.MaxWaiters allows, or the store has not
+	// answered within the wait. Nothing was run, and nothing is known of the key.
+	ErrOverloaded = errors.New("idempotency: too many calls wait, or the store does not answer")
+	// ErrSerializationFailure means that the database could not fit the transaction in
+	// among concurrent ones, by a serialization failure or a deadlock. Roll it back
+	// and run all of it again. Do has done that already, as often as the store allows.
+	ErrSerializationFailure = errors.New("idempotency: serialization failure")
+	// ErrTxAborted means that an earlier statement has failed in the caller's
+	// transaction, which PostgreSQL lets only roll back.
+	ErrTxAborted = errors.New("idempotency: transaction is aborted by an earlier error: roll it back and begin another")
+	// ErrTxEnded means that the caller's transaction has been committed, rolled back or
+	// prepared for a two-phase commit.
+	ErrTxEnded = errors.New("idempotency: transaction has ended: begin another")
+	// ErrReadOnly means that no key can be claimed here: the transaction is read-only, or
+	// the server is a standby. Use a read-write transaction on the primary.
+	ErrReadOnly = errors.New("idempotency: transaction or server is read-only: use a read-write transaction on the primary")
 	// ErrFinalUnlisted means that an error was marked Final but its type is not in
 	// Config.FinalErrors. Nothing was recorded.
 	ErrFinalUnlisted = errors.New("idempotency: final error is not listed in Config.FinalErrors")

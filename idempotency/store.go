@@ -108,7 +108,8 @@ type TxStore[TTx any] interface {
 	Store
 	// WithTx returns the verbs as part of tx. BeginParams.Lease must be zero,
 	// but Complete also accepts the claim of a lease. A key of this transaction
-	// begun again is ErrNested. An InProgress outcome leaves tx usable.
+	// begun again is ErrNested. An InProgress outcome leaves tx usable. A tx
+	// that has ended is ErrTxEnded.
 	WithTx(tx TTx) Verbs
 	// Run tries once to claim the key in a transaction of its own, calls fn in
 	// it, and commits fn's writes together with the response that fn returns.

@@ -3,12 +3,15 @@
 -- start of the transaction, long before a claim that waited.
 
 -- name: KeyTryLock :one
--- A hint that saves waiting and wasted work, never the truth. The claim id is
+-- A hint that saves waiting and wasted work, never the truth. The table's oid
+-- keeps apart the tables of two schemas, wherever search_path finds this one.
+-- Whether a write can follow is told before the work is done. The claim id is
 -- left with this transaction, so that KeyInsertCompleted and
 -- KeyReplaceCompleted can tell that it is still the same one. It is appended,
 -- for a Run inside the transaction of another.
 SELECT
-    pg_try_advisory_xact_lock(@lock_id::bigint) AS locked,
+    pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,
+    current_setting('transaction_read_only')::boolean AS read_only,
     set_config(
         'samecommit.claim_ids',
         concat(current_setting('samecommit.claim_ids', true), ' ', @claim_id::uuid),
@@ -153,7 +156,7 @@ SELECT
     CASE WHEN sqlc.narg('lease')::interval IS NULL THEN 1 END
 WHERE CASE
     WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = @scope AND k.id = @id) THEN false
-    ELSE pg_try_advisory_xact_lock(@lock_id::bigint)
+    ELSE pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint)
 END
 ON CONFLICT (scope, id) DO NOTHING
 RETURNING
@@ -183,7 +186,7 @@ WHERE scope = @scope
     AND claim_id = @seen_claim_id::uuid
     AND status = @seen_status::smallint
     AND locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz
-    AND pg_try_advisory_xact_lock(@lock_id::bigint)
+    AND pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint)
 RETURNING
     attempt,
     created_at,
@@ -253,8 +256,8 @@ SELECT EXISTS (
     WHERE locktype = 'advisory'
         AND pid = pg_backend_pid()
         AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-        AND classid = ((@lock_id::bigint >> 32) & 4294967295)::oid
-        AND objid = (@lock_id::bigint & 4294967295)::oid
+        AND classid = (((@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) >> 32) & 4294967295)::oid
+        AND objid = ((@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) & 4294967295)::oid
         AND objsubid = 1
 ) AS own;
 

@@ -11,7 +11,7 @@ import (
 
 // ErrTxClosed means that the transaction has been committed or rolled back, or
 // that the call which handed it out has returned. Open a new one.
-var ErrTxClosed = errors.New("memstore: transaction is closed")
+var ErrTxClosed = fmt.Errorf("memstore: %w", idempotency.ErrTxEnded)
 
 var errOwned = fmt.Errorf("memstore: commit and rollback are refused inside Run and Savepoint; return from the function instead: %w", idempotency.ErrOwned)
 

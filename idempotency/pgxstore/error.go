@@ -18,7 +18,7 @@ var ErrNotMigrated = errors.New(`pgxstore: table "idempotency_keys" is missing o
 
 // errTryAgain: another transaction changed the row between our look and our
 // write, and left no live answer. A fresh transaction decides anew.
-var errTryAgain = errors.New("pgxstore: another transaction changed the key meanwhile")
+var errTryAgain = fmt.Errorf("%w: another transaction changed the key meanwhile", idempotency.ErrSerializationFailure)
 
 // SQLSTATEs that our statements raise, or meet, on purpose.
 const (
@@ -28,7 +28,14 @@ const (
 	codeLockTimeout     = "55P03"
 	codeUndefinedTable  = "42P01"
 	codeUndefinedColumn = "42703"
+	codeForeignKey      = "23503"
+	codeReadOnly        = "25006"
+	codeTxAborted       = "25P02"
 )
+
+// guard is the constraint that keeps a key which was begun and not completed
+// from being committed.
+const guard = "idempotency_keys_completed_before_commit"
 
 func sqlState(err error) string {
 	var pgErr *pgconn.PgError
@@ -42,14 +49,34 @@ func sqlState(err error) string {
 func (s *Store) explain(key idempotency.Key, doing string, err error) error {
 	var keyErr *idempotency.KeyError
 	var paramErr *idempotency.ParamError
-	switch {
-	case err == nil, errors.As(err, &keyErr), errors.As(err, &paramErr):
+	if err == nil || errors.As(err, &keyErr) || errors.As(err, &paramErr) {
 		return err
-	case errors.Is(err, pgx.ErrTxClosed):
-		return &idempotency.KeyError{Key: key, Err: fmt.Errorf("pgxstore: %s: the transaction has ended: begin another: %w", doing, err)}
-	default:
-		return explainSchema(doing, err)
 	}
+	if cause := sentinel(err); cause != nil {
+		return &idempotency.KeyError{Key: key, Err: fmt.Errorf("%w: %s: %w", cause, doing, err)}
+	}
+	return explainSchema(doing, err)
+}
+
+// sentinel returns what err means in the core's terms, nil where it has none.
+func sentinel(err error) error {
+	var pgErr *pgconn.PgError
+	switch {
+	case errors.Is(err, pgx.ErrTxClosed):
+		return idempotency.ErrTxEnded
+	case !errors.As(err, &pgErr):
+		return nil
+	case txhelper.IsRetryable(err):
+		return idempotency.ErrSerializationFailure
+	case pgErr.Code == codeTxAborted:
+		return idempotency.ErrTxAborted
+	case pgErr.Code == codeReadOnly:
+		return idempotency.ErrReadOnly
+	case pgErr.Code == codeForeignKey && pgErr.ConstraintName == guard:
+		// The guard acts at commit, so the statement was its own transaction.
+		return idempotency.ErrTxEnded
+	}
+	return nil
 }
 
 func explainSchema(doing string, err error) error {

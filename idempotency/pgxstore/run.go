@@ -24,6 +24,10 @@ func (s *Store) Run(ctx context.Context, params *idempotency.BeginParams, fn fun
 		outcome, executed, err = r.try(ctx, fn)
 		return err
 	})
+	var exceeded *txhelper.AttemptsExceededError
+	if errors.As(err, &exceeded) {
+		err = s.explain(params.Key, "run", err)
+	}
 	if err != nil {
 		return nil, false, explainOwned(err)
 	}
@@ -53,7 +57,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 			return outcome, false, err
 		}
 	}
-	transaction, locked, err := r.open(ctx, &r.store.options, lookInside)
+	transaction, lock, err := r.open(ctx, &r.store.options, lookInside)
 	if err != nil {
 		return nil, false, r.explain(err)
 	}
@@ -63,7 +67,10 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 	if outcome, err := r.decided(); outcome != nil || err != nil {
 		return outcome, false, err
 	}
-	if !locked {
+	if lock.ReadOnly {
+		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: idempotency.ErrReadOnly}
+	}
+	if !lock.Locked {
 		return &idempotency.Outcome{State: idempotency.InProgress}, false, nil
 	}
 
@@ -105,13 +112,13 @@ func (r *run) explain(err error) error { return r.store.explain(r.params.Key, "r
 
 // open begins a transaction and tries the lock, and with look set also takes the
 // look that decides, all in one flight.
-func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (transaction *txhelper.Transaction, locked bool, err error) {
+func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (transaction *txhelper.Transaction, lock db.KeyTryLockRow, err error) {
 	transaction, err = txhelper.Open(ctx, r.store.db, options, func(batch *pgx.Batch) {
 		// Two statements: under READ COMMITTED the snapshot of one would be older
 		// than its lock, and miss the answer of the holder that has just let go
 		// of it. Under REPEATABLE READ it is older all the same: fn may then run
 		// in vain, and the unique index undoes it.
-		txhelper.Queue(batch, r.tryLock(ctx, &locked))
+		txhelper.Queue(batch, r.tryLock(ctx, &lock))
 		if look {
 			txhelper.Queue(batch, func(q txhelper.Querier) (err error) {
 				r.seen, err = r.store.lookUp(ctx, q, r.params.Key)
@@ -119,18 +126,18 @@ func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (t
 			})
 		}
 	})
-	return transaction, locked, err
+	return transaction, lock, err
 }
 
 // tryLock is the first statement of every transaction here. It also leaves the
 // claim id with the transaction, which the last statement asks for.
-func (r *run) tryLock(ctx context.Context, locked *bool) func(q txhelper.Querier) error {
+func (r *run) tryLock(ctx context.Context, lock *db.KeyTryLockRow) func(q txhelper.Querier) error {
 	return func(q txhelper.Querier) error {
-		lock, err := r.store.queries.KeyTryLock(ctx, q, &db.KeyTryLockParams{
+		tried, err := r.store.queries.KeyTryLock(ctx, q, &db.KeyTryLockParams{
 			LockID: lockID(r.params.Key), ClaimID: uuid(r.claimID), IdleTimeout: r.store.idleSetting(),
 		})
-		if err == nil && locked != nil {
-			*locked = lock.Locked
+		if err == nil && lock != nil {
+			*lock = *tried
 		}
 		return err
 	}
@@ -233,10 +240,10 @@ func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitEr
 	cause := error(ambiguous)
 	for poll := firstResolvePoll; r.store.canReconnect(); poll = min(2*poll, longestResolvePoll) {
 		again := &run{store: r.store, params: r.params, claimID: idempotency.NewClaimID()}
-		transaction, locked, err := again.open(resolveCtx, &options, true)
+		transaction, lock, err := again.open(resolveCtx, &options, true)
 		if err == nil {
 			transaction.Rollback(resolveCtx)
-			outcome, executed, settled, err := r.settle(again.seen, locked)
+			outcome, executed, settled, err := r.settle(again.seen, lock.Locked)
 			if settled {
 				return outcome, executed, err
 			}

@@ -3,6 +3,7 @@ package pgxstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"strconv"
 	"time"
@@ -176,9 +177,16 @@ func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx
 
 // Savepoint calls fn with a transaction nested in tx. See idempotency.TxStore.
 func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
-	return explainOwned(txhelper.Savepoint(ctx, tx, func(ctx context.Context, nested pgx.Tx) error {
+	called := false
+	err := txhelper.Savepoint(ctx, tx, func(ctx context.Context, nested pgx.Tx) error {
+		called = true
 		return fn(ctx, ownedTx{nested, runKey(tx)})
-	}))
+	})
+	// Of fn's own errors only this one concerns the whole of tx.
+	if cause := sentinel(err); cause != nil && (!called || errors.Is(cause, idempotency.ErrSerializationFailure)) {
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
+	return explainOwned(err)
 }
 
 // statement calls fn, which sends single statements that each take effect at

@@ -376,15 +376,17 @@ func (t *txSuite[TTx]) txEnded() {
 func (t *txSuite[TTx]) wantDead(tx TTx) {
 	t.Helper()
 	verbs := t.h.Store.WithTx(tx)
-	if _, err := verbs.Begin(t.Context(), t.txParams("dead")); err == nil {
-		t.Fatal("Begin worked in a transaction that has ended")
-	}
-	if _, err := verbs.Get(t.Context(), t.key("dead")); err == nil || t.Context().Err() != nil {
-		t.Fatal("Get worked in a transaction that has ended")
-	}
+	_, err := verbs.Begin(t.Context(), t.txParams("dead"))
+	t.wantErr("Begin", err, idempotency.ErrTxEnded)
+	_, err = verbs.Complete(t.Context(), &idempotency.Claim{Key: t.key("dead"), ID: idempotency.NewClaimID(), TTL: longTTL}, response("dead"))
+	t.wantErr("Complete", err, idempotency.ErrTxEnded)
+	_, err = verbs.Get(t.Context(), t.key("dead"))
+	t.wantErr("Get", err, idempotency.ErrTxEnded)
 	called := false
-	if err := t.h.Store.Savepoint(t.Context(), tx, func(context.Context, TTx) error { called = true; return nil }); err == nil || called {
-		t.Fatal("Savepoint worked in a transaction that has ended")
+	err = t.h.Store.Savepoint(t.Context(), tx, func(context.Context, TTx) error { called = true; return nil })
+	t.wantErr("Savepoint", err, idempotency.ErrTxEnded)
+	if called {
+		t.Fatal("Savepoint called its function in a transaction that has ended")
 	}
 	// Whether this is an error is up to the transaction.
 	_ = t.h.Effect(t.Context(), tx, t.effectName("dead"))
