@@ -13,6 +13,7 @@ import (
 type Client[TTx any] struct {
 	store  TxStore[TTx]
 	config Config
+	gate   gate
 }
 
 // NewClient returns a client that keeps its keys in store. A nil config means
@@ -25,7 +26,7 @@ func NewClient[TTx any](store TxStore[TTx], config *Config) (*Client[TTx], error
 	if err != nil {
 		return nil, err
 	}
-	return &Client[TTx]{store: store, config: withDefaults}, nil
+	return &Client[TTx]{store: store, config: withDefaults, gate: gate{maxWaiters: withDefaults.MaxWaiters}}, nil
 }
 
 // Get returns the record of a completed key, or of one held by a lease. It is

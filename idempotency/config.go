@@ -9,6 +9,7 @@ import (
 const (
 	DefaultTTL             = 24 * time.Hour
 	DefaultWait            = 2 * time.Second
+	DefaultMaxWaiters      = 10_000
 	DefaultMaxResponseSize = 1 << 20
 )
 
@@ -20,6 +21,10 @@ type Config struct {
 	// Wait is how long Do waits for another holder of the key where Params.Wait
 	// is zero. Defaults to 2 seconds; NoWait fails at once.
 	Wait time.Duration
+	// MaxWaiters is how many calls of Do, of all keys together, may wait in this
+	// process for others to finish; one more fails at once with ErrOverloaded.
+	// Defaults to 10,000.
+	MaxWaiters int
 	// MaxResponseSize is the largest answer that is recorded, in bytes. A larger
 	// one fails the operation, which is rolled back. Defaults to 1 MiB.
 	MaxResponseSize int
@@ -48,6 +53,12 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	if config.Wait == 0 {
 		config.Wait = DefaultWait
+	}
+	if config.MaxWaiters < 0 {
+		return config, &ParamError{Field: "Config.MaxWaiters", Reason: "is negative; use NoWait to let nobody wait"}
+	}
+	if config.MaxWaiters == 0 {
+		config.MaxWaiters = DefaultMaxWaiters
 	}
 	if config.MaxResponseSize < 0 {
 		return config, &ParamError{Field: "Config.MaxResponseSize", Reason: "is negative"}

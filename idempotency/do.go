@@ -12,9 +12,11 @@ import "context"
 // The tx given to fn refuses Commit and Rollback.
 //
 // While another call holds the key, Do waits up to Params.Wait without holding
-// a connection, and then fails with ErrInProgress. Other errors are
-// ErrInvalidParams, ErrFingerprintMismatch, ErrNested, ErrOwned,
-// ErrOutcomeUnknown, *FinalError and *ResultTypeError.
+// a connection, and then fails with ErrInProgress. Calls of one client for one
+// key wait in memory, and one of them asks the store for all. Other errors are
+// ErrInvalidParams, ErrFingerprintMismatch, ErrNested, ErrOwned, ErrOverloaded,
+// ErrSerializationFailure, ErrReadOnly, ErrOutcomeUnknown, *FinalError and
+// *ResultTypeError.
 func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 	fn func(ctx context.Context, tx TTx) (T, error),
 ) (result Result[T], err error) {
@@ -31,8 +33,11 @@ func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 		return Result[T]{}, err
 	}
 	executed := false
-	outcome, err = waitWhileInProgress(ctx, params.Key, params.waitOr(config.Wait), func() (outcome *Outcome, err error) {
-		outcome, executed, err = client.store.Run(ctx, op.begin, op.body)
+	outcome, err = client.gate.do(ctx, op.begin, params.waitOr(config.Wait), func(running func()) (outcome *Outcome, err error) {
+		outcome, executed, err = client.store.Run(ctx, op.begin, func(ctx context.Context, tx TTx) (*Response, error) {
+			running()
+			return op.body(ctx, tx)
+		})
 		return outcome, err
 	})
 	if err != nil {
@@ -47,8 +52,9 @@ func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 // is not yet true for anybody else.
 //
 // Everything else in tx is outside of the key: writes before or after DoTx
-// happen again on a replay. ErrInProgress leaves tx usable. A serialization
-// failure is returned as it is: only the owner of tx can run it again.
+// happen again on a replay. ErrInProgress leaves tx usable. After
+// ErrSerializationFailure, which only the owner of tx can repair, roll back and
+// run all of tx again. ErrTxAborted, ErrTxEnded and ErrReadOnly are about tx.
 func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params Params,
 	fn func(ctx context.Context, tx TTx) (T, error),
 ) (result TxResult[T], err error) {

@@ -96,12 +96,22 @@ type InProgressError struct {
 	Key Key
 	// RetryAfter is how long to wait before the next try; positive.
 	RetryAfter time.Duration
+	// Err is why the call stopped waiting before its wait was over: the cause of
+	// its context's end. Nil otherwise.
+	Err error
 }
 
 // Error returns the hash of the key and the advice.
 func (e *InProgressError) Error() string {
-	return fmt.Sprintf("%v: try again in %s (%v)", ErrInProgress, e.RetryAfter, e.Key)
+	text := fmt.Sprintf("%v: try again in %s (%v)", ErrInProgress, e.RetryAfter, e.Key)
+	if e.Err != nil {
+		text += ": the context ended before the wait was over: " + e.Err.Error()
+	}
+	return text
 }
+
+// Unwrap returns Err.
+func (e *InProgressError) Unwrap() error { return e.Err }
 
 // Is reports whether target is ErrInProgress.
 func (e *InProgressError) Is(target error) bool { return target == ErrInProgress }

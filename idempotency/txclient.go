@@ -31,8 +31,9 @@ func (c *TxClient) Begin(ctx context.Context, params Params) (outcome *Outcome, 
 	outcome, err = waitWhileInProgress(ctx, params.Key, params.waitOr(NoWait), func() (*Outcome, error) {
 		return c.verbs.Begin(ctx, begin)
 	})
-	if _, inProgress := err.(*InProgressError); inProgress { //nolint:errorlint // waitWhileInProgress does not wrap it.
-		outcome.RetryAfter = err.(*InProgressError).RetryAfter //nolint:errorlint // As above.
+	waited, ok := err.(*InProgressError) //nolint:errorlint // waitWhileInProgress does not wrap it.
+	if ok && waited.Err == nil {
+		outcome.RetryAfter = waited.RetryAfter
 		return outcome, nil
 	}
 	return outcome, err

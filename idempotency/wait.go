@@ -2,7 +2,6 @@ package idempotency
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"time"
 )
@@ -14,7 +13,8 @@ const (
 )
 
 // waitWhileInProgress calls try until its outcome is not InProgress or the wait
-// is over; then it returns an *InProgressError. Between tries nothing is held.
+// is over; then it returns an *InProgressError. It is for callers that wait on a
+// connection of their own; the others go through the gate.
 func waitWhileInProgress(ctx context.Context, key Key, wait time.Duration, try func() (*Outcome, error)) (*Outcome, error) {
 	start := time.Now()
 	for poll := firstPoll; ; poll = min(2*poll, longestPoll) {
@@ -24,21 +24,25 @@ func waitWhileInProgress(ctx context.Context, key Key, wait time.Duration, try f
 		}
 		left := wait - time.Since(start)
 		if left <= 0 {
-			retryAfter := outcome.RetryAfter
-			if retryAfter <= 0 {
-				retryAfter = defaultRetryAfter
-			}
-			return outcome, &InProgressError{Key: key, RetryAfter: retryAfter}
+			return outcome, newInProgressError(key, outcome.RetryAfter, nil)
 		}
-		// Half of every pause is random, so that duplicates which arrived
-		// together do not keep trying together.
-		pause := poll/2 + rand.N(poll/2+1)
-		timer := time.NewTimer(min(pause, left))
+		timer := time.NewTimer(min(jitter(poll), left))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return outcome, &KeyError{Key: key, Err: fmt.Errorf("%w: gave up waiting: %w", ErrInProgress, context.Cause(ctx))}
+			return outcome, newInProgressError(key, outcome.RetryAfter, context.Cause(ctx))
 		}
 	}
+}
+
+// jitter makes half of a pause random, so that duplicates which arrived together
+// do not keep trying together.
+func jitter(pause time.Duration) time.Duration { return pause/2 + rand.N(pause/2+1) }
+
+func newInProgressError(key Key, retryAfter time.Duration, cause error) *InProgressError {
+	if retryAfter <= 0 {
+		retryAfter = defaultRetryAfter
+	}
+	return &InProgressError{Key: key, RetryAfter: retryAfter, Err: cause}
 }

@@ -1,0 +1,404 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/memstore"
+)
+
+// watchedStore counts what its store is asked.
+type watchedStore struct {
+	*memstore.Store[*memstore.Tx]
+	asked, asking, most atomic.Int32
+	// silent lets Run return only when its context ends, like a database that
+	// does not answer.
+	silent atomic.Bool
+}
+
+func (s *watchedStore) Run(ctx context.Context, params *idempotency.BeginParams, fn func(context.Context, *memstore.Tx) (*idempotency.Response, error)) (*idempotency.Outcome, bool, error) {
+	s.asked.Add(1)
+	now := s.asking.Add(1)
+	defer s.asking.Add(-1)
+	for most := s.most.Load(); now > most && !s.most.CompareAndSwap(most, now); most = s.most.Load() {
+	}
+	if s.silent.Load() {
+		<-ctx.Done()
+		return nil, false, context.Cause(ctx)
+	}
+	return s.Store.Run(ctx, params, fn)
+}
+
+// gateBench is a client, the store that it asks, and an operation that runs
+// until it is told to return.
+type gateBench struct {
+	client  *idempotency.Client[*memstore.Tx]
+	store   *watchedStore
+	runs    atomic.Int32
+	release chan error
+}
+
+func newGateBench(t *testing.T, config *idempotency.Config) *gateBench {
+	t.Helper()
+	b := &gateBench{store: &watchedStore{Store: memstore.New[*memstore.Tx](nil)}, release: make(chan error)}
+	b.client = b.anotherProcess(t, config)
+	return b
+}
+
+// anotherProcess returns a client that shares nothing with the first but the
+// store.
+func (b *gateBench) anotherProcess(t *testing.T, config *idempotency.Config) *idempotency.Client[*memstore.Tx] {
+	t.Helper()
+	client, err := idempotency.NewClient(b.store, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+func (b *gateBench) do(ctx context.Context, client *idempotency.Client[*memstore.Tx], params idempotency.Params) (idempotency.Result[[]byte], error) {
+	return idempotency.Do(ctx, client, params, func(context.Context, *memstore.Tx) ([]byte, error) {
+		run := b.runs.Add(1)
+		return fmt.Appendf(nil, "run %d", run), <-b.release
+	})
+}
+
+type doResult struct {
+	idempotency.Result[[]byte]
+	err error
+}
+
+// start calls Do in a goroutine of its own.
+func (b *gateBench) start(ctx context.Context, client *idempotency.Client[*memstore.Tx], params idempotency.Params) <-chan doResult {
+	done := make(chan doResult, 1)
+	go func() {
+		result, err := b.do(ctx, client, params)
+		done <- doResult{result, err}
+	}()
+	return done
+}
+
+func waiting(wait time.Duration) idempotency.Params {
+	params := testParams("k")
+	params.Wait = wait
+	return params
+}
+
+func TestDuplicatesOfOneProcessShareOneAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, nil)
+		first := b.start(t.Context(), b.client, waiting(time.Minute))
+		synctest.Wait()
+		duplicates := make([]<-chan doResult, 1000)
+		for i := range duplicates {
+			duplicates[i] = b.start(t.Context(), b.client, waiting(time.Minute))
+		}
+		time.Sleep(10 * time.Second) // the bubble's clock
+		if most := b.store.most.Load(); most != 2 {
+			t.Errorf("%d calls asked the store at once; want 2, the one that runs and the one that watches", most)
+		}
+		if asked := b.store.asked.Load(); asked > 100 {
+			t.Errorf("the store was asked %d times in 10 s", asked)
+		}
+		asked := b.store.asked.Load()
+		released := time.Now()
+		b.release <- nil
+		if result := <-first; result.err != nil || result.Replayed {
+			t.Errorf("first: %+v; want a run", result)
+		}
+		var bodies [][]byte
+		for _, duplicate := range duplicates {
+			result := <-duplicate
+			if result.err != nil || !result.Replayed || string(result.Value) != "run 1" {
+				t.Fatalf("duplicate: %+v; want a replay of run 1", result)
+			}
+			bodies = append(bodies, result.Record.Response.Body)
+		}
+		bodies[0][0] = 'X'
+		if string(bodies[1]) != "run 1" {
+			t.Error("two callers were given the same bytes")
+		}
+		if again := b.store.asked.Load(); again != asked || time.Since(released) != 0 || b.runs.Load() != 1 {
+			t.Errorf("%d more questions, %s, %d runs; want the answer shared at once", again-asked, time.Since(released), b.runs.Load())
+		}
+	})
+}
+
+func TestWaitEndsInTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, nil)
+		first := b.start(t.Context(), b.client, waiting(time.Minute))
+		synctest.Wait()
+		watcher := b.start(t.Context(), b.client, waiting(time.Minute))
+		synctest.Wait()
+		start := time.Now()
+		duplicates := make([]<-chan doResult, 1000)
+		for i := range duplicates {
+			duplicates[i] = b.start(t.Context(), b.client, waiting(0)) // Config's default
+		}
+		for _, duplicate := range duplicates {
+			result := <-duplicate
+			inProgress, ok := errors.AsType[*idempotency.InProgressError](result.err)
+			if !ok || inProgress.RetryAfter <= 0 || inProgress.Err != nil {
+				t.Fatalf("got %v; want an InProgressError with advice", result.err)
+			}
+		}
+		if waited := time.Since(start); waited != idempotency.DefaultWait {
+			t.Errorf("waited %s; want %s", waited, idempotency.DefaultWait)
+		}
+		if asked := b.store.asked.Load(); asked > 50 {
+			t.Errorf("the store was asked %d times for 1,000 duplicates", asked)
+		}
+		b.release <- nil
+		<-first
+		<-watcher
+	})
+}
+
+// The wait of a call that comes late must end with what is true then, and not
+// with what was seen before it came.
+func TestInProgressIsNoOlderThanTheCall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, nil)
+		holder := b.start(t.Context(), b.anotherProcess(t, nil), waiting(time.Minute))
+		synctest.Wait()
+		watcher := b.start(t.Context(), b.client, waiting(time.Minute))
+		// Its pause is 250 ms long by now, and has just begun.
+		time.Sleep(5 * time.Second)
+		for before := b.store.asked.Load(); b.store.asked.Load() == before; {
+			time.Sleep(time.Millisecond)
+		}
+		b.release <- nil
+		if result := <-holder; result.err != nil {
+			t.Fatal(result.err)
+		}
+		came := time.Now()
+		late, err := b.do(t.Context(), b.client, waiting(time.Millisecond))
+		if err != nil || !late.Replayed {
+			t.Errorf("%+v, %v; want a replay: the answer was there before the call", late, err)
+		}
+		if waited := time.Since(came); waited != time.Millisecond {
+			t.Errorf("a wait of 1 ms took %s", waited)
+		}
+		late, err = b.do(t.Context(), b.client, waiting(idempotency.NoWait))
+		if err != nil || !late.Replayed {
+			t.Errorf("NoWait: %+v, %v; want a replay", late, err)
+		}
+		if result := <-watcher; result.err != nil || !result.Replayed {
+			t.Errorf("watcher: %+v; want a replay", result)
+		}
+	})
+}
+
+func TestNextInLineRunsWhenTheKeyIsFreed(t *testing.T) {
+	t.Parallel()
+	failure := errors.New("failure")
+	for name, end := range map[string]func(){
+		"error":          nil,
+		"panic":          func() { panic("of the test") },
+		"runtime.Goexit": runtime.Goexit,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				b := newGateBench(t, nil)
+				var first sync.WaitGroup
+				first.Go(func() {
+					defer func() { _ = recover() }()
+					_, err := idempotency.Do(t.Context(), b.client, waiting(time.Minute), func(context.Context, *memstore.Tx) ([]byte, error) {
+						<-b.release
+						if end != nil {
+							end()
+						}
+						return nil, failure
+					})
+					if !errors.Is(err, failure) {
+						t.Errorf("got %v, want the operation's own error", err)
+					}
+				})
+				synctest.Wait()
+				duplicates := []<-chan doResult{b.start(t.Context(), b.client, waiting(time.Minute)), b.start(t.Context(), b.client, waiting(time.Minute))}
+				time.Sleep(10 * time.Second)
+				freed := time.Now()
+				b.release <- nil
+				first.Wait()
+				synctest.Wait() // one of the duplicates runs now
+				b.release <- nil
+				replays := 0
+				for _, duplicate := range duplicates {
+					result := <-duplicate
+					if result.err != nil {
+						t.Error(result.err)
+					}
+					if result.Replayed {
+						replays++
+					}
+				}
+				if replays != 1 || b.runs.Load() != 1 || time.Since(freed) != 0 {
+					t.Errorf("%d replays, %d runs, %s later; want 1 and 1 at once", replays, b.runs.Load(), time.Since(freed))
+				}
+			})
+		})
+	}
+}
+
+func TestWaitingEndsWithTheContext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, nil)
+		first := b.start(t.Context(), b.client, waiting(time.Minute))
+		synctest.Wait()
+		watcher := b.start(t.Context(), b.client, waiting(time.Minute))
+		defer func() { <-watcher }()
+		time.Sleep(time.Millisecond)
+		for range 2 { // in line behind it
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			defer func(duplicate <-chan doResult) {
+				err := (<-duplicate).err
+				inProgress, ok := errors.AsType[*idempotency.InProgressError](err)
+				if !ok || !errors.Is(err, context.DeadlineExceeded) || inProgress.RetryAfter <= 0 {
+					t.Errorf("got %v; want ErrInProgress, and that the context has ended", err)
+				}
+			}(b.start(ctx, b.client, waiting(time.Minute)))
+		}
+		time.Sleep(2 * time.Second)
+		b.release <- nil
+		if result := <-first; result.err != nil {
+			t.Error(result.err)
+		}
+	})
+}
+
+func TestMoreWaitersThanAllowed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, &idempotency.Config{MaxWaiters: 2})
+		var calls []<-chan doResult
+		for range 4 { // one runs, one watches the store, two wait
+			calls = append(calls, b.start(t.Context(), b.client, waiting(time.Minute)))
+			synctest.Wait()
+		}
+		_, err := b.do(t.Context(), b.client, waiting(time.Minute))
+		keyErr, ok := errors.AsType[*idempotency.KeyError](err)
+		if !ok || !errors.Is(err, idempotency.ErrOverloaded) || keyErr.Key != testParams("k").Key {
+			t.Errorf("got %v; want ErrOverloaded with the key", err)
+		}
+		if errors.Is(err, idempotency.ErrInProgress) {
+			t.Errorf("%v says that the key is in progress, which nobody has looked at", err)
+		}
+		// Another key that nobody waits for is not concerned.
+		other, err := idempotency.Do(t.Context(), b.client, testParams("other"), func(context.Context, *memstore.Tx) (int, error) { return 1, nil })
+		if err != nil || other.Value != 1 {
+			t.Errorf("another key: %+v, %v", other, err)
+		}
+		b.release <- nil
+		for _, call := range calls {
+			if result := <-call; result.err != nil {
+				t.Error(result.err)
+			}
+		}
+		// Those who waited have left.
+		again := waiting(time.Minute)
+		again.Key.ID = "again"
+		calls = nil
+		for range 4 {
+			calls = append(calls, b.start(t.Context(), b.client, again))
+			synctest.Wait()
+		}
+		b.release <- nil
+		for _, call := range calls {
+			if result := <-call; result.err != nil {
+				t.Error(result.err)
+			}
+		}
+	})
+}
+
+func TestStoreThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, &idempotency.Config{MaxWaiters: 1})
+		b.store.silent.Store(true)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		start := time.Now()
+		first := b.start(ctx, b.client, waiting(0))
+		synctest.Wait()
+		for range 10 {
+			_, err := b.do(t.Context(), b.client, waiting(2*time.Second))
+			if !errors.Is(err, idempotency.ErrOverloaded) || errors.Is(err, idempotency.ErrInProgress) {
+				t.Errorf("got %v; want ErrOverloaded, which says nothing of the key", err)
+			}
+		}
+		if each := time.Since(start) / 10; each < 2*time.Second || each > 5*time.Second {
+			t.Errorf("each call with a wait of 2 s took %s", each)
+		}
+		if most := b.store.most.Load(); most != 1 {
+			t.Errorf("%d calls asked the silent store at once", most)
+		}
+		if err := (<-first).err; !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v; want what the store returned", err)
+		}
+	})
+}
+
+func TestSharedAnswerIsForTheSameRequest(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, nil)
+		first := b.start(t.Context(), b.client, waiting(time.Minute))
+		synctest.Wait()
+		same := b.start(t.Context(), b.client, waiting(time.Minute))
+		synctest.Wait()
+		other := waiting(time.Minute)
+		other.Fingerprint = idempotency.FingerprintOf("another request")
+		mismatch := b.start(t.Context(), b.client, other)
+		synctest.Wait()
+		b.release <- nil
+		<-first
+		if result := <-same; result.err != nil {
+			t.Error(result.err)
+		}
+		if result := <-mismatch; !errors.Is(result.err, idempotency.ErrFingerprintMismatch) || result.Value != nil {
+			t.Errorf("%+v; want ErrFingerprintMismatch and no answer", result)
+		}
+	})
+}
+
+// Distinct keys have nothing to do with each other.
+func TestGateIsPerKey(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, nil)
+		var calls []<-chan doResult
+		for i := range 100 {
+			params := waiting(time.Minute)
+			params.Key.ID = fmt.Sprint("key ", i)
+			calls = append(calls, b.start(t.Context(), b.client, params))
+		}
+		synctest.Wait()
+		if running := b.runs.Load(); running != 100 {
+			t.Errorf("%d of 100 keys run at once", running)
+		}
+		for range calls {
+			b.release <- nil
+		}
+		for _, call := range calls {
+			if result := <-call; result.err != nil || result.Replayed {
+				t.Errorf("%+v; want a run", result)
+			}
+		}
+	})
+}
