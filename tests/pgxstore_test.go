@@ -25,7 +25,7 @@ type bench struct {
 	client *idempotency.Client[pgx.Tx]
 }
 
-func newBench(t *testing.T, pool *pgxpool.Pool, storeConfig *pgxstore.Config, config *idempotency.Config) *bench {
+func newBench(t testing.TB, pool *pgxpool.Pool, storeConfig *pgxstore.Config, config *idempotency.Config) *bench {
 	t.Helper()
 	if _, err := pool.Exec(t.Context(), `CREATE TABLE IF NOT EXISTS effects (name text NOT NULL)`); err != nil {
 		t.Fatal(err)
@@ -601,7 +601,7 @@ func TestRowThatSlippedPastTheGuard(t *testing.T) {
 }
 
 // waitFor polls a condition in the database; it is not a pause.
-func waitFor(t *testing.T, condition func() bool) {
+func waitFor(t testing.TB, condition func() bool) {
 	t.Helper()
 	ticker := time.NewTicker(2 * time.Millisecond)
 	defer ticker.Stop()
