@@ -21,6 +21,11 @@ type commitProxy struct {
 	// downAfterCut lets no connection through from the cut on, until down is
 	// unset.
 	downAfterCut bool
+	// silent loses the reply without closing the connection: the network has
+	// failed and nobody says so.
+	silent bool
+	// beforeCommit is called when a COMMIT is about to pass, and nothing is cut.
+	beforeCommit func()
 	down         atomic.Bool
 	armed        atomic.Bool
 	cuts         atomic.Int32
@@ -50,9 +55,14 @@ func (c *commitProxy) cut(conn net.Conn, message, at []byte) bool {
 	}
 	c.down.Store(c.downAfterCut)
 	c.cuts.Add(1)
-	_ = conn.Close()
+	if !c.silent {
+		_ = conn.Close()
+	}
 	return true
 }
+
+// cancelRequest is how the protocol begins a request to cancel a statement.
+var cancelRequest = []byte{0, 0, 0, 16, 4, 210, 22, 46}
 
 type proxiedConn struct {
 	net.Conn
@@ -62,6 +72,15 @@ type proxiedConn struct {
 // Write sees the text of the statement, which the first use of a connection
 // sends in every exec mode.
 func (c *proxiedConn) Write(data []byte) (int, error) {
+	if c.proxy.silent && bytes.HasPrefix(data, cancelRequest) {
+		return 0, io.ErrClosedPipe
+	}
+	if c.proxy.beforeCommit != nil {
+		if bytes.Contains(data, []byte("commit\x00")) {
+			c.proxy.beforeCommit()
+		}
+		return c.Conn.Write(data)
+	}
 	if !c.proxy.afterCommit && c.proxy.cut(c.Conn, data, []byte("commit\x00")) {
 		return 0, io.ErrClosedPipe
 	}
@@ -72,6 +91,9 @@ func (c *proxiedConn) Write(data []byte) (int, error) {
 func (c *proxiedConn) Read(data []byte) (int, error) {
 	n, err := c.Conn.Read(data)
 	if c.proxy.afterCommit && c.proxy.cut(c.Conn, data[:n], []byte("COMMIT\x00")) {
+		if c.proxy.silent {
+			return c.Conn.Read(data) // until the client closes it
+		}
 		return 0, io.ErrUnexpectedEOF
 	}
 	return n, err

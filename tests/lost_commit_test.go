@@ -63,6 +63,90 @@ func TestLostReplyToCommitIsResolved(t *testing.T) {
 	}
 }
 
+// A commit has a deadline of its own: neither the caller's cancellation nor a
+// network that has fallen silent decides about it.
+func TestCommitOutlivesItsCaller(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	proxy := &commitProxy{beforeCommit: cancel}
+	// Without the time to find out, a commit that was interrupted would show.
+	b := proxy.bench(t, &pgxstore.Config{ResolveTimeout: time.Nanosecond})
+	result, err := idempotency.Do(ctx, b.client, params("k"), charge("k"))
+	if ctx.Err() == nil {
+		t.Fatal("no commit has passed the proxy")
+	}
+	if err != nil || result.Value != "k" || result.Replayed || b.effects(t, "k") != 1 {
+		t.Errorf("%+v, %v, %d effects; want a run", result, err, b.effects(t, "k"))
+	}
+}
+
+func TestSilentCommitIsResolved(t *testing.T) {
+	t.Parallel()
+	proxy := &commitProxy{afterCommit: true, silent: true}
+	b := proxy.bench(t, &pgxstore.Config{CommitTimeout: 100 * time.Millisecond})
+	proxy.armed.Store(true)
+	result, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k"))
+	if err != nil || result.Value != "k" || result.Replayed || b.effects(t, "k") != 1 || proxy.cuts.Load() != 1 {
+		t.Errorf("%+v, %v, %d effects, %d replies lost; want a run and one each", result, err, b.effects(t, "k"), proxy.cuts.Load())
+	}
+}
+
+// A commit that nobody hears of any more can still be at work, here in a
+// deferred trigger, and succeed later. Whoever looks meanwhile sees no row.
+func TestCommitThatIsStillAtWorkIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	proxy := &commitProxy{silent: true}
+	b := proxy.bench(t, &pgxstore.Config{CommitTimeout: 100 * time.Millisecond})
+	for _, sql := range []string{
+		`CREATE FUNCTION wait_for_the_test() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END'`,
+		`CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_for_the_test()`,
+	} {
+		if _, err := b.pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	holder, err := b.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = holder.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(1)`); err != nil {
+		t.Fatal(err)
+	}
+
+	var runs atomic.Int32
+	type answer struct {
+		result idempotency.Result[string]
+		err    error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		result, err := idempotency.Do(t.Context(), b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+			runs.Add(1)
+			return "k", effect(ctx, tx, "k")
+		})
+		done <- answer{result, err}
+	}()
+	// Somebody has looked for it, in vain, and rolled back.
+	waitFor(t, func() bool {
+		var tries int
+		if err := b.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'idle' AND query = 'rollback'`).Scan(&tries); err != nil {
+			t.Error(err)
+			return true
+		}
+		return tries > 0
+	})
+	if err := holder.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := <-done
+	if got.err != nil || got.result.Replayed || got.result.Value != "k" || runs.Load() != 1 || b.effects(t, "k") != 1 {
+		t.Errorf("%+v, %v, %d runs, %d effects; want the answer of the one run", got.result, got.err, runs.Load(), b.effects(t, "k"))
+	}
+}
+
 func TestUnresolvedCommitIsSettledByTheNextCall(t *testing.T) {
 	t.Parallel()
 	for name, committed := range map[string]bool{"committed": true, "not committed": false} {
