@@ -217,7 +217,9 @@ func TestNextInLineRunsWhenTheKeyIsFreed(t *testing.T) {
 				first.Go(func() {
 					defer func() { _ = recover() }()
 					_, err := idempotency.Do(t.Context(), b.client, waiting(time.Minute), func(context.Context, *memstore.Tx) ([]byte, error) {
-						<-b.release
+						if err := <-b.release; err != nil {
+							t.Error(err)
+						}
 						if end != nil {
 							end()
 						}
