@@ -12,6 +12,35 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
+const keyBeginMany = `-- name: KeyBeginMany :exec
+SELECT
+    set_config(
+        'samecommit.claim_ids',
+        concat(current_setting('samecommit.claim_ids', true), ' ', $1::uuid),
+        true
+    ) AS claim_ids,
+    set_config(
+        'lock_timeout',
+        CASE WHEN set_config('samecommit.lock_timeout', current_setting('lock_timeout'), true) IS NOT NULL
+            THEN $2::text END,
+        true
+    ) AS lock_timeout
+`
+
+type KeyBeginManyParams struct {
+	ClaimID     pgtype.UUID
+	LockTimeout string
+}
+
+// Goes before KeyClaimMany in one savepoint. The claim id is left with the
+// transaction and, like the rows, given up with a savepoint: so that KeyGetMany
+// knows the batch's own keys. The inner set_config keeps the lock_timeout for
+// KeyClaimedMany, before the outer one replaces it.
+func (q *Queries) KeyBeginMany(ctx context.Context, db DBTX, arg *KeyBeginManyParams) error {
+	_, err := db.Exec(ctx, keyBeginMany, arg.ClaimID, arg.LockTimeout)
+	return err
+}
+
 const keyClaim = `-- name: KeyClaim :one
 INSERT INTO idempotency_keys (
     scope,
@@ -86,6 +115,90 @@ func (q *Queries) KeyClaim(ctx context.Context, db DBTX, arg *KeyClaimParams) (*
 	return &i, err
 }
 
+const keyClaimMany = `-- name: KeyClaimMany :execrows
+INSERT INTO idempotency_keys (
+    scope,
+    id,
+    status,
+    claim_id,
+    attempt,
+    fingerprint,
+    created_at,
+    updated_at,
+    unfinished
+)
+SELECT
+    wanted.scope,
+    wanted.id,
+    1,
+    $1::uuid,
+    1,
+    wanted.fingerprint,
+    statement_timestamp(),
+    statement_timestamp(),
+    1
+FROM (
+    SELECT
+        unnest($2::text[]) AS scope,
+        unnest($3::text[]) AS id,
+        unnest($4::bytea[]) AS fingerprint,
+        unnest($5::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
+        generate_subscripts($3::text[], 1) AS place
+) AS wanted
+WHERE CASE
+    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN false
+    WHEN $6::boolean THEN pg_try_advisory_xact_lock(wanted.lock_id)
+    ELSE wanted.lock_id NOT IN (
+        SELECT (classid::bigint << 32) | objid::bigint
+        FROM pg_catalog.pg_locks
+        WHERE locktype = 'advisory'
+            AND objsubid = 1
+            AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+            AND pid IS DISTINCT FROM pg_backend_pid()
+    )
+END
+ORDER BY wanted.place
+ON CONFLICT (scope, id) DO NOTHING
+`
+
+type KeyClaimManyParams struct {
+	ClaimID      pgtype.UUID
+	Scopes       []string
+	IDs          []string
+	Fingerprints [][]byte
+	LockIDs      []int64
+	Hints        bool
+}
+
+// KeyClaim for many keys under one claim id, in ascending order: with ON
+// CONFLICT it waits for another open transaction that has inserted a key without
+// taking the hint, and where all wait in one order none waits in a circle.
+// Without hints of its own, as one lock each would fill the lock table, a batch
+// leaves alone what others hold a hint for.
+func (q *Queries) KeyClaimMany(ctx context.Context, db DBTX, arg *KeyClaimManyParams) (int64, error) {
+	result, err := db.Exec(ctx, keyClaimMany,
+		arg.ClaimID,
+		arg.Scopes,
+		arg.IDs,
+		arg.Fingerprints,
+		arg.LockIDs,
+		arg.Hints,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const keyClaimedMany = `-- name: KeyClaimedMany :exec
+SELECT set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true)
+`
+
+func (q *Queries) KeyClaimedMany(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, keyClaimedMany)
+	return err
+}
+
 const keyComplete = `-- name: KeyComplete :one
 WITH completed AS (
     UPDATE idempotency_keys
@@ -157,6 +270,111 @@ func (q *Queries) KeyComplete(ctx context.Context, db DBTX, arg *KeyCompletePara
 		&i.ExpiresAt,
 	)
 	return &i, err
+}
+
+const keyCompleteMany = `-- name: KeyCompleteMany :many
+WITH answers AS (
+    SELECT
+        unnest($2::text[]) AS scope,
+        unnest($1::text[]) AS id,
+        unnest($3::uuid[]) AS claim_id,
+        unnest($4::bytea[]) AS response,
+        unnest($5::text[]) AS response_type,
+        unnest($6::bigint[]) * interval '1 microsecond' AS ttl,
+        generate_subscripts($1::text[], 1) AS place
+),
+
+completed AS (
+    UPDATE idempotency_keys AS k
+    SET
+        status = 2,
+        response = answers.response,
+        response_type = answers.response_type,
+        updated_at = statement_timestamp(),
+        locked_until = NULL,
+        expires_at = statement_timestamp() + answers.ttl,
+        unfinished = NULL
+    FROM answers
+    WHERE k.scope = answers.scope
+        AND k.id = answers.id
+        AND k.claim_id = answers.claim_id
+        AND k.status = 1
+    RETURNING
+        answers.place,
+        k.attempt,
+        k.fingerprint,
+        k.created_at,
+        k.updated_at,
+        k.expires_at
+)
+
+SELECT
+    completed.place::integer AS place,
+    completed.attempt::integer AS attempt,
+    completed.fingerprint::bytea AS fingerprint,
+    completed.created_at::timestamptz AS created_at,
+    completed.updated_at::timestamptz AS updated_at,
+    completed.expires_at::timestamptz AS expires_at
+FROM (
+    SELECT 1 / (CASE WHEN count(*) = cardinality($1::text[]) THEN 1 ELSE 0 END) AS all_of_them
+    FROM completed
+) AS checked
+LEFT JOIN completed
+    ON checked.all_of_them = 1
+`
+
+type KeyCompleteManyParams struct {
+	IDs             []string
+	Scopes          []string
+	ClaimIDs        []pgtype.UUID
+	Responses       [][]byte
+	ResponseTypes   []string
+	TTLMicroseconds []int64
+}
+
+type KeyCompleteManyRow struct {
+	Place       int32
+	Attempt     int32
+	Fingerprint []byte
+	CreatedAt   time.Time
+	UpdatedAt   time.Time
+	ExpiresAt   time.Time
+}
+
+// KeyComplete for many claims: it divides by zero unless every row was updated.
+// LEFT JOIN, so that it does where none was.
+func (q *Queries) KeyCompleteMany(ctx context.Context, db DBTX, arg *KeyCompleteManyParams) ([]*KeyCompleteManyRow, error) {
+	rows, err := db.Query(ctx, keyCompleteMany,
+		arg.IDs,
+		arg.Scopes,
+		arg.ClaimIDs,
+		arg.Responses,
+		arg.ResponseTypes,
+		arg.TTLMicroseconds,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []*KeyCompleteManyRow
+	for rows.Next() {
+		var i KeyCompleteManyRow
+		if err := rows.Scan(
+			&i.Place,
+			&i.Attempt,
+			&i.Fingerprint,
+			&i.CreatedAt,
+			&i.UpdatedAt,
+			&i.ExpiresAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, &i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const keyDeleteExpired = `-- name: KeyDeleteExpired :execrows
@@ -286,6 +504,102 @@ func (q *Queries) KeyGet(ctx context.Context, db DBTX, arg *KeyGetParams) (*KeyG
 	return &i, err
 }
 
+const keyGetMany = `-- name: KeyGetMany :many
+SELECT
+    wanted.place::integer AS place,
+    k.status,
+    k.claim_id,
+    k.attempt,
+    k.fingerprint,
+    k.response,
+    k.response_type,
+    k.created_at,
+    k.updated_at,
+    k.locked_until,
+    k.expires_at,
+    k.unfinished,
+    statement_timestamp()::timestamptz AS read_at,
+    (CASE WHEN k.unfinished IS NOT NULL THEN
+        coalesce(strpos(current_setting('samecommit.claim_ids', true), k.claim_id::text), 0) > 0
+        OR wanted.lock_id IN (
+            SELECT (classid::bigint << 32) | objid::bigint
+            FROM pg_catalog.pg_locks
+            WHERE locktype = 'advisory'
+                AND objsubid = 1
+                AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                AND pid = pg_backend_pid()
+        )
+    ELSE false END)::boolean AS own
+FROM (
+    SELECT
+        unnest($1::text[]) AS scope,
+        unnest($2::text[]) AS id,
+        unnest($3::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
+        generate_subscripts($2::text[], 1) AS place
+) AS wanted
+INNER JOIN idempotency_keys AS k
+    ON k.scope = wanted.scope AND k.id = wanted.id
+`
+
+type KeyGetManyParams struct {
+	Scopes  []string
+	IDs     []string
+	LockIDs []int64
+}
+
+type KeyGetManyRow struct {
+	Place        int32
+	Status       int16
+	ClaimID      pgtype.UUID
+	Attempt      int32
+	Fingerprint  []byte
+	Response     []byte
+	ResponseType *string
+	CreatedAt    time.Time
+	UpdatedAt    time.Time
+	LockedUntil  *time.Time
+	ExpiresAt    *time.Time
+	Unfinished   *int16
+	ReadAt       time.Time
+	Own          bool
+}
+
+// place counts from 1. own is as in KeyIsOwn.
+func (q *Queries) KeyGetMany(ctx context.Context, db DBTX, arg *KeyGetManyParams) ([]*KeyGetManyRow, error) {
+	rows, err := db.Query(ctx, keyGetMany, arg.Scopes, arg.IDs, arg.LockIDs)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []*KeyGetManyRow
+	for rows.Next() {
+		var i KeyGetManyRow
+		if err := rows.Scan(
+			&i.Place,
+			&i.Status,
+			&i.ClaimID,
+			&i.Attempt,
+			&i.Fingerprint,
+			&i.Response,
+			&i.ResponseType,
+			&i.CreatedAt,
+			&i.UpdatedAt,
+			&i.LockedUntil,
+			&i.ExpiresAt,
+			&i.Unfinished,
+			&i.ReadAt,
+			&i.Own,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, &i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const keyInsertCompleted = `-- name: KeyInsertCompleted :one
 INSERT INTO idempotency_keys (
     scope,
@@ -354,27 +668,32 @@ func (q *Queries) KeyInsertCompleted(ctx context.Context, db DBTX, arg *KeyInser
 }
 
 const keyIsOwn = `-- name: KeyIsOwn :one
-SELECT EXISTS (
-    SELECT
-    FROM pg_catalog.pg_locks
-    WHERE locktype = 'advisory'
-        AND pid = pg_backend_pid()
-        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-        AND classid = ((($1::bigint # 'idempotency_keys'::regclass::oid::bigint) >> 32) & 4294967295)::oid
-        AND objid = (($1::bigint # 'idempotency_keys'::regclass::oid::bigint) & 4294967295)::oid
-        AND objsubid = 1
-) AS own
+SELECT (
+    coalesce(strpos(current_setting('samecommit.claim_ids', true), ($1::uuid)::text), 0) > 0
+    OR EXISTS (
+        SELECT
+        FROM pg_catalog.pg_locks
+        WHERE locktype = 'advisory'
+            AND pid = pg_backend_pid()
+            AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+            AND classid = ((($2::bigint # 'idempotency_keys'::regclass::oid::bigint) >> 32) & 4294967295)::oid
+            AND objid = (($2::bigint # 'idempotency_keys'::regclass::oid::bigint) & 4294967295)::oid
+            AND objsubid = 1
+    )
+)::boolean AS own
 `
 
 type KeyIsOwnParams struct {
-	LockID int64
+	ClaimID pgtype.UUID
+	LockID  int64
 }
 
 // Whether this very transaction began the key: then it holds the lock, which
-// KeyClaim and KeyReclaim took with the row and a savepoint gives up with it. An
-// unfinished row without the lock has slipped past the guard, with triggers off.
+// KeyClaim and KeyReclaim took with the row and a savepoint gives up with it, or
+// has the claim id that KeyBeginMany left. An unfinished row with neither has
+// slipped past the guard, with triggers off.
 func (q *Queries) KeyIsOwn(ctx context.Context, db DBTX, arg *KeyIsOwnParams) (bool, error) {
-	row := db.QueryRow(ctx, keyIsOwn, arg.LockID)
+	row := db.QueryRow(ctx, keyIsOwn, arg.ClaimID, arg.LockID)
 	var own bool
 	err := row.Scan(&own)
 	return own, err
@@ -448,6 +767,100 @@ func (q *Queries) KeyReclaim(ctx context.Context, db DBTX, arg *KeyReclaimParams
 		&i.LockedUntil,
 	)
 	return &i, err
+}
+
+const keyReclaimMany = `-- name: KeyReclaimMany :execrows
+WITH seen AS (
+    SELECT
+        unnest($2::text[]) AS scope,
+        unnest($3::text[]) AS id,
+        unnest($4::bytea[]) AS fingerprint,
+        unnest($5::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
+        unnest($6::uuid[]) AS claim_id,
+        unnest($7::smallint[]) AS status,
+        nullif(unnest($8::timestamptz[]), '0001-01-01 00:00:00+00') AS locked_until
+),
+
+taken AS MATERIALIZED (
+    SELECT
+        seen.scope,
+        seen.id,
+        seen.fingerprint,
+        seen.claim_id,
+        seen.status,
+        seen.locked_until
+    FROM seen
+    INNER JOIN idempotency_keys AS k
+        ON k.scope = seen.scope AND k.id = seen.id
+    WHERE CASE
+        WHEN k.claim_id <> seen.claim_id OR k.status <> seen.status OR k.locked_until IS DISTINCT FROM seen.locked_until THEN false
+        WHEN $9::boolean THEN pg_try_advisory_xact_lock(seen.lock_id)
+        ELSE seen.lock_id NOT IN (
+            SELECT (classid::bigint << 32) | objid::bigint
+            FROM pg_catalog.pg_locks
+            WHERE locktype = 'advisory'
+                AND objsubid = 1
+                AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                AND pid IS DISTINCT FROM pg_backend_pid()
+        )
+    END
+    FOR UPDATE OF k
+    SKIP LOCKED
+)
+
+UPDATE idempotency_keys AS k
+SET
+    status = 1,
+    claim_id = $1::uuid,
+    attempt = CASE WHEN k.status = 1 THEN k.attempt + 1 ELSE 1 END,
+    fingerprint = taken.fingerprint,
+    response = NULL,
+    response_type = NULL,
+    created_at = statement_timestamp(),
+    updated_at = statement_timestamp(),
+    locked_until = NULL,
+    expires_at = NULL,
+    unfinished = 1
+FROM taken
+WHERE k.scope = taken.scope
+    AND k.id = taken.id
+    AND k.claim_id = taken.claim_id
+    AND k.status = taken.status
+    AND k.locked_until IS NOT DISTINCT FROM taken.locked_until
+`
+
+type KeyReclaimManyParams struct {
+	ClaimID          pgtype.UUID
+	Scopes           []string
+	IDs              []string
+	Fingerprints     [][]byte
+	LockIDs          []int64
+	SeenClaimIDs     []pgtype.UUID
+	SeenStatuses     []int16
+	SeenLockedUntils []time.Time
+	Hints            bool
+}
+
+// KeyReclaim for many keys under one claim id. It waits for nobody: a row that
+// another transaction has locked is left alone. The condition is repeated
+// outside, where the row is read again under its lock. No lease is year 1, Go's
+// zero time: arrays of sqlc's have no NULLs.
+func (q *Queries) KeyReclaimMany(ctx context.Context, db DBTX, arg *KeyReclaimManyParams) (int64, error) {
+	result, err := db.Exec(ctx, keyReclaimMany,
+		arg.ClaimID,
+		arg.Scopes,
+		arg.IDs,
+		arg.Fingerprints,
+		arg.LockIDs,
+		arg.SeenClaimIDs,
+		arg.SeenStatuses,
+		arg.SeenLockedUntils,
+		arg.Hints,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const keyRelease = `-- name: KeyRelease :execrows
@@ -590,7 +1003,7 @@ type KeyTryLockParams struct {
 type KeyTryLockRow struct {
 	Locked      bool
 	ReadOnly    bool
-	ClaimIds    string
+	ClaimIDs    string
 	IdleTimeout string
 }
 
@@ -609,7 +1022,7 @@ func (q *Queries) KeyTryLock(ctx context.Context, db DBTX, arg *KeyTryLockParams
 	err := row.Scan(
 		&i.Locked,
 		&i.ReadOnly,
-		&i.ClaimIds,
+		&i.ClaimIDs,
 		&i.IdleTimeout,
 	)
 	return &i, err

@@ -93,6 +93,7 @@ func (e *KeyError) Unwrap() error { return e.Err }
 
 // InProgressError is ErrInProgress with advice on when to try again.
 type InProgressError struct {
+	// Key is zero where BeginMany could not tell which of its keys it is.
 	Key Key
 	// RetryAfter is how long to wait before the next try; positive.
 	RetryAfter time.Duration
@@ -103,7 +104,11 @@ type InProgressError struct {
 
 // Error returns the hash of the key and the advice.
 func (e *InProgressError) Error() string {
-	text := fmt.Sprintf("%v: try again in %s (%v)", ErrInProgress, e.RetryAfter, e.Key)
+	of := e.Key.String()
+	if e.Key == (Key{}) {
+		of = "one of a batch"
+	}
+	text := fmt.Sprintf("%v: try again in %s (%s)", ErrInProgress, e.RetryAfter, of)
 	if e.Err != nil {
 		text += ": the context ended before the wait was over: " + e.Err.Error()
 	}

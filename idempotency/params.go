@@ -23,7 +23,7 @@ type Params struct {
 	TTL time.Duration
 	// Wait bounds how long a call waits for another holder of the key. Do
 	// defaults to Config.Wait. DoTx and TxClient.Begin, which would wait on the
-	// caller's own connection, default to NoWait.
+	// caller's own connection, default to NoWait. BeginMany does not wait.
 	Wait time.Duration
 }
 

@@ -7,11 +7,13 @@ type Operation string
 
 // The calls that a Tracer follows.
 const (
-	OperationDo       Operation = "do"
-	OperationDoTx     Operation = "do_tx"
-	OperationBegin    Operation = "begin"
-	OperationComplete Operation = "complete"
-	OperationGet      Operation = "get"
+	OperationDo           Operation = "do"
+	OperationDoTx         Operation = "do_tx"
+	OperationBegin        Operation = "begin"
+	OperationBeginMany    Operation = "begin_many"
+	OperationComplete     Operation = "complete"
+	OperationCompleteMany Operation = "complete_many"
+	OperationGet          Operation = "get"
 )
 
 // Tracer follows calls, for metrics and traces. It must be safe for concurrent
@@ -27,7 +29,8 @@ type Tracer interface {
 type TraceStartData struct {
 	Operation Operation
 	// Key prints as a hash. Its Scope and ID are for the tracer's own use: as a
-	// metric label they would be without bound, and they may be secrets.
+	// metric label they would be without bound, and they may be secrets. It is
+	// zero for BeginMany and Batch.Complete, which are one call for many keys.
 	Key Key
 }
 
@@ -35,7 +38,8 @@ type TraceStartData struct {
 type TraceEndData struct {
 	Operation Operation
 	// State is where the key stands: New after a Begin that claimed it,
-	// Completed after Do. It is zero where the call did not find out.
+	// Completed after Do. It is zero where the call did not find out, and after
+	// BeginMany, where every key has its own.
 	State State
 	// Replayed says that the answer is an earlier call's.
 	Replayed bool

@@ -248,18 +248,22 @@ WHERE scope = @scope
 
 -- name: KeyIsOwn :one
 -- Whether this very transaction began the key: then it holds the lock, which
--- KeyClaim and KeyReclaim took with the row and a savepoint gives up with it. An
--- unfinished row without the lock has slipped past the guard, with triggers off.
-SELECT EXISTS (
-    SELECT
-    FROM pg_catalog.pg_locks
-    WHERE locktype = 'advisory'
-        AND pid = pg_backend_pid()
-        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-        AND classid = (((@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) >> 32) & 4294967295)::oid
-        AND objid = ((@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) & 4294967295)::oid
-        AND objsubid = 1
-) AS own;
+-- KeyClaim and KeyReclaim took with the row and a savepoint gives up with it, or
+-- has the claim id that KeyBeginMany left. An unfinished row with neither has
+-- slipped past the guard, with triggers off.
+SELECT (
+    coalesce(strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text), 0) > 0
+    OR EXISTS (
+        SELECT
+        FROM pg_catalog.pg_locks
+        WHERE locktype = 'advisory'
+            AND pid = pg_backend_pid()
+            AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+            AND classid = (((@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) >> 32) & 4294967295)::oid
+            AND objid = ((@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) & 4294967295)::oid
+            AND objsubid = 1
+    )
+)::boolean AS own;
 
 -- name: KeyDeleteExpired :execrows
 -- SKIP LOCKED: a row that somebody is claiming again is not waited for. In a
@@ -283,3 +287,226 @@ WHERE k.scope = expired.scope
     AND k.id = expired.id
     AND k.status = 2
     AND k.expires_at < statement_timestamp();
+
+-- name: KeyBeginMany :exec
+-- Goes before KeyClaimMany in one savepoint. The claim id is left with the
+-- transaction and, like the rows, given up with a savepoint: so that KeyGetMany
+-- knows the batch's own keys. The inner set_config keeps the lock_timeout for
+-- KeyClaimedMany, before the outer one replaces it.
+SELECT
+    set_config(
+        'samecommit.claim_ids',
+        concat(current_setting('samecommit.claim_ids', true), ' ', @claim_id::uuid),
+        true
+    ) AS claim_ids,
+    set_config(
+        'lock_timeout',
+        CASE WHEN set_config('samecommit.lock_timeout', current_setting('lock_timeout'), true) IS NOT NULL
+            THEN @lock_timeout::text END,
+        true
+    ) AS lock_timeout;
+
+-- name: KeyClaimMany :execrows
+-- KeyClaim for many keys under one claim id, in ascending order: with ON
+-- CONFLICT it waits for another open transaction that has inserted a key without
+-- taking the hint, and where all wait in one order none waits in a circle.
+-- Without hints of its own, as one lock each would fill the lock table, a batch
+-- leaves alone what others hold a hint for.
+INSERT INTO idempotency_keys (
+    scope,
+    id,
+    status,
+    claim_id,
+    attempt,
+    fingerprint,
+    created_at,
+    updated_at,
+    unfinished
+)
+SELECT
+    wanted.scope,
+    wanted.id,
+    1,
+    @claim_id::uuid,
+    1,
+    wanted.fingerprint,
+    statement_timestamp(),
+    statement_timestamp(),
+    1
+FROM (
+    SELECT
+        unnest(@scopes::text[]) AS scope,
+        unnest(@ids::text[]) AS id,
+        unnest(@fingerprints::bytea[]) AS fingerprint,
+        unnest(@lock_ids::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
+        generate_subscripts(@ids::text[], 1) AS place
+) AS wanted
+WHERE CASE
+    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN false
+    WHEN @hints::boolean THEN pg_try_advisory_xact_lock(wanted.lock_id)
+    ELSE wanted.lock_id NOT IN (
+        SELECT (classid::bigint << 32) | objid::bigint
+        FROM pg_catalog.pg_locks
+        WHERE locktype = 'advisory'
+            AND objsubid = 1
+            AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+            AND pid IS DISTINCT FROM pg_backend_pid()
+    )
+END
+ORDER BY wanted.place
+ON CONFLICT (scope, id) DO NOTHING;
+
+-- name: KeyClaimedMany :exec
+SELECT set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true);
+
+-- name: KeyGetMany :many
+-- place counts from 1. own is as in KeyIsOwn.
+SELECT
+    wanted.place::integer AS place,
+    k.status,
+    k.claim_id,
+    k.attempt,
+    k.fingerprint,
+    k.response,
+    k.response_type,
+    k.created_at,
+    k.updated_at,
+    k.locked_until,
+    k.expires_at,
+    k.unfinished,
+    statement_timestamp()::timestamptz AS read_at,
+    (CASE WHEN k.unfinished IS NOT NULL THEN
+        coalesce(strpos(current_setting('samecommit.claim_ids', true), k.claim_id::text), 0) > 0
+        OR wanted.lock_id IN (
+            SELECT (classid::bigint << 32) | objid::bigint
+            FROM pg_catalog.pg_locks
+            WHERE locktype = 'advisory'
+                AND objsubid = 1
+                AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                AND pid = pg_backend_pid()
+        )
+    ELSE false END)::boolean AS own
+FROM (
+    SELECT
+        unnest(@scopes::text[]) AS scope,
+        unnest(@ids::text[]) AS id,
+        unnest(@lock_ids::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
+        generate_subscripts(@ids::text[], 1) AS place
+) AS wanted
+INNER JOIN idempotency_keys AS k
+    ON k.scope = wanted.scope AND k.id = wanted.id;
+
+-- name: KeyReclaimMany :execrows
+-- KeyReclaim for many keys under one claim id. It waits for nobody: a row that
+-- another transaction has locked is left alone. The condition is repeated
+-- outside, where the row is read again under its lock. No lease is year 1, Go's
+-- zero time: arrays of sqlc's have no NULLs.
+WITH seen AS (
+    SELECT
+        unnest(@scopes::text[]) AS scope,
+        unnest(@ids::text[]) AS id,
+        unnest(@fingerprints::bytea[]) AS fingerprint,
+        unnest(@lock_ids::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
+        unnest(@seen_claim_ids::uuid[]) AS claim_id,
+        unnest(@seen_statuses::smallint[]) AS status,
+        nullif(unnest(@seen_locked_untils::timestamptz[]), '0001-01-01 00:00:00+00') AS locked_until
+),
+
+taken AS MATERIALIZED (
+    SELECT
+        seen.scope,
+        seen.id,
+        seen.fingerprint,
+        seen.claim_id,
+        seen.status,
+        seen.locked_until
+    FROM seen
+    INNER JOIN idempotency_keys AS k
+        ON k.scope = seen.scope AND k.id = seen.id
+    WHERE CASE
+        WHEN k.claim_id <> seen.claim_id OR k.status <> seen.status OR k.locked_until IS DISTINCT FROM seen.locked_until THEN false
+        WHEN @hints::boolean THEN pg_try_advisory_xact_lock(seen.lock_id)
+        ELSE seen.lock_id NOT IN (
+            SELECT (classid::bigint << 32) | objid::bigint
+            FROM pg_catalog.pg_locks
+            WHERE locktype = 'advisory'
+                AND objsubid = 1
+                AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                AND pid IS DISTINCT FROM pg_backend_pid()
+        )
+    END
+    FOR UPDATE OF k
+    SKIP LOCKED
+)
+
+UPDATE idempotency_keys AS k
+SET
+    status = 1,
+    claim_id = @claim_id::uuid,
+    attempt = CASE WHEN k.status = 1 THEN k.attempt + 1 ELSE 1 END,
+    fingerprint = taken.fingerprint,
+    response = NULL,
+    response_type = NULL,
+    created_at = statement_timestamp(),
+    updated_at = statement_timestamp(),
+    locked_until = NULL,
+    expires_at = NULL,
+    unfinished = 1
+FROM taken
+WHERE k.scope = taken.scope
+    AND k.id = taken.id
+    AND k.claim_id = taken.claim_id
+    AND k.status = taken.status
+    AND k.locked_until IS NOT DISTINCT FROM taken.locked_until;
+
+-- name: KeyCompleteMany :many
+-- KeyComplete for many claims: it divides by zero unless every row was updated.
+-- LEFT JOIN, so that it does where none was.
+WITH answers AS (
+    SELECT
+        unnest(@scopes::text[]) AS scope,
+        unnest(@ids::text[]) AS id,
+        unnest(@claim_ids::uuid[]) AS claim_id,
+        unnest(@responses::bytea[]) AS response,
+        unnest(@response_types::text[]) AS response_type,
+        unnest(@ttl_microseconds::bigint[]) * interval '1 microsecond' AS ttl,
+        generate_subscripts(@ids::text[], 1) AS place
+),
+
+completed AS (
+    UPDATE idempotency_keys AS k
+    SET
+        status = 2,
+        response = answers.response,
+        response_type = answers.response_type,
+        updated_at = statement_timestamp(),
+        locked_until = NULL,
+        expires_at = statement_timestamp() + answers.ttl,
+        unfinished = NULL
+    FROM answers
+    WHERE k.scope = answers.scope
+        AND k.id = answers.id
+        AND k.claim_id = answers.claim_id
+        AND k.status = 1
+    RETURNING
+        answers.place,
+        k.attempt,
+        k.fingerprint,
+        k.created_at,
+        k.updated_at,
+        k.expires_at
+)
+
+SELECT
+    completed.place::integer AS place,
+    completed.attempt::integer AS attempt,
+    completed.fingerprint::bytea AS fingerprint,
+    completed.created_at::timestamptz AS created_at,
+    completed.updated_at::timestamptz AS updated_at,
+    completed.expires_at::timestamptz AS expires_at
+FROM (
+    SELECT 1 / (CASE WHEN count(*) = cardinality(@ids::text[]) THEN 1 ELSE 0 END) AS all_of_them
+    FROM completed
+) AS checked
+LEFT JOIN completed
+    ON checked.all_of_them = 1;

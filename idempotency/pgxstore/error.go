@@ -30,6 +30,7 @@ const (
 	codeUndefinedColumn = "42703"
 	codeForeignKey      = "23503"
 	codeReadOnly        = "25006"
+	codeNoTransaction   = "25P01"
 	codeTxAborted       = "25P02"
 )
 
@@ -66,6 +67,8 @@ func sentinel(err error) error {
 		return idempotency.ErrTxEnded
 	case !errors.As(err, &pgErr):
 		return nil
+	case pgErr.Code == codeNoTransaction:
+		return idempotency.ErrTxEnded
 	case txhelper.IsRetryable(err):
 		return idempotency.ErrSerializationFailure
 	case pgErr.Code == codeTxAborted:

@@ -114,7 +114,11 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 			return &idempotency.Outcome{State: idempotency.InProgress}, nil
 		}
 		if seen.unfinished() {
-			return nil, s.unfinishedError(ctx, q, params.Key)
+			own, err := s.queries.KeyIsOwn(ctx, q, &db.KeyIsOwnParams{ClaimID: seen.ClaimID, LockID: lockID(params.Key)})
+			if err != nil {
+				return nil, err
+			}
+			return nil, unfinishedError(params.Key, own)
 		}
 		if outcome, err := seen.outcome(params.Fingerprint); outcome != nil || err != nil {
 			return outcome, err
@@ -144,11 +148,7 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 
 // unfinishedError tells a key that this transaction has begun before from one
 // that was committed unfinished, which only disabled triggers allow.
-func (s *Store) unfinishedError(ctx context.Context, q txhelper.Querier, key idempotency.Key) error {
-	own, err := s.queries.KeyIsOwn(ctx, q, &db.KeyIsOwnParams{LockID: lockID(key)})
-	if err != nil {
-		return err
-	}
+func unfinishedError(key idempotency.Key, own bool) error {
 	if own {
 		return &idempotency.KeyError{Key: key, Err: idempotency.ErrNested}
 	}

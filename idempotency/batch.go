@@ -1,0 +1,248 @@
+package idempotency
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// BatchVerbs is what a store's Verbs in a transaction may also have: many keys
+// in a number of statements that does not grow with them. Without it,
+// TxClient.BeginMany and Batch.Complete call Begin and Complete key by key.
+type BatchVerbs interface {
+	Verbs
+	// BeginMany is Begin for each of params, which are distinct and ascend by
+	// scope and id, bytewise: a store that waits for a key must wait in this
+	// order. It returns a result for each. An error of its own is about the
+	// whole transaction.
+	BeginMany(ctx context.Context, params []*BeginParams) ([]BeginResult, error)
+	// CompleteMany is Complete for claims that one BeginMany returned, with the
+	// response to each, and returns the record of each. Where any claim is not
+	// held it is ErrClaimLost, and the transaction cannot commit any more.
+	CompleteMany(ctx context.Context, claims []*Claim, responses []*Response) ([]*Record, error)
+}
+
+// BeginResult is what became of one key of BatchVerbs.BeginMany. Err is nil or
+// about this key alone: ErrFingerprintMismatch, ErrNested or ErrUnfinished.
+type BeginResult struct {
+	Outcome *Outcome
+	Err     error
+}
+
+// Batch is what BeginMany found out.
+type Batch struct {
+	// Items has one item for each of the Params, in their order.
+	Items []*BatchItem
+
+	config *Config
+	verbs  Verbs
+}
+
+// BatchItem is one key of a Batch.
+type BatchItem struct {
+	Key Key
+	// State is New, InProgress or Completed as for Begin, and zero where Err is
+	// set. On New do the work and set Response. A key that is New is Completed
+	// where it comes again in the same batch.
+	State State
+	// Record is what to replay when State is Completed. Batch.Complete sets it
+	// where State is New, and where such a key comes again.
+	Record *Record
+	// RetryAfter is, when State is InProgress, how long to wait before the next
+	// try; positive.
+	RetryAfter time.Duration
+	// Err is about this key alone, and the other items are as good as without
+	// it: ErrFingerprintMismatch, ErrNested or ErrUnfinished, as a *KeyError.
+	Err error
+	// Response is for the caller to set where State is New.
+	Response *Response
+
+	fingerprint Fingerprint
+	claim       *Claim
+	// repeats is the item of the same key that came first.
+	repeats *BatchItem
+}
+
+// BeginMany claims several keys as part of the transaction, as Begin claims one.
+// On PostgreSQL the number of statements does not grow with the number of keys.
+// No params make a batch without items.
+//
+// Keys are claimed in ascending order, whatever the order of params, so batches
+// that overlap do not deadlock; a transaction that calls BeginMany or Begin more
+// than once must itself keep that order. A key that comes again in params is not
+// claimed again: it is Completed with the answer of the first, or, where the two
+// fingerprints do not match, ErrFingerprintMismatch.
+//
+// It tries once: a positive Params.Wait is refused. An error about one key is in
+// that key's item. The error of BeginMany is about all of them: a *ParamError,
+// with nothing sent; ErrInProgress where another open transaction has one of the
+// keys and the store cannot tell which, with no key claimed and the transaction
+// usable; after any other error the caller must roll back.
+func (c *TxClient) BeginMany(ctx context.Context, params []Params) (batch *Batch, err error) {
+	begins := make([]*BeginParams, len(params))
+	for i := range params {
+		if begins[i], err = c.config.batchParams(&params[i]); err != nil {
+			return nil, fieldOf(fmt.Sprintf("Params[%d]", i), err)
+		}
+	}
+	ctx, end := c.config.trace(ctx, OperationBeginMany, Key{})
+	defer func() { end(0, false, err) }()
+
+	batch = &Batch{Items: make([]*BatchItem, len(params)), config: c.config, verbs: c.verbs}
+	firsts := make(map[Key]*BatchItem, len(params))
+	var wanted []*BeginParams
+	for i, begin := range begins {
+		item := &BatchItem{Key: begin.Key, fingerprint: begin.Fingerprint, repeats: firsts[begin.Key]}
+		batch.Items[i] = item
+		if item.repeats != nil {
+			continue
+		}
+		firsts[begin.Key] = item
+		if item.Err = c.config.checkNesting(ctx, begin.Key); item.Err == nil {
+			wanted = append(wanted, begin)
+		}
+	}
+	slices.SortFunc(wanted, func(a, b *BeginParams) int {
+		return cmp.Or(strings.Compare(a.Key.Scope, b.Key.Scope), strings.Compare(a.Key.ID, b.Key.ID))
+	})
+	results, err := beginMany(ctx, c.verbs, wanted)
+	if err != nil {
+		return nil, err
+	}
+	for i, result := range results {
+		firsts[wanted[i].Key].begun(result)
+	}
+	for _, item := range batch.Items {
+		if item.repeats != nil {
+			item.repeat()
+		}
+	}
+	return batch, nil
+}
+
+func (c *Config) batchParams(params *Params) (*BeginParams, error) {
+	begin, err := c.beginParams(params)
+	if err == nil && params.Wait > 0 {
+		err = &ParamError{Field: "Wait", Reason: "is positive; BeginMany tries once"}
+	}
+	return begin, err
+}
+
+// fieldOf puts the name of the element that was refused before the field's.
+func fieldOf(element string, err error) error {
+	var paramErr *ParamError
+	if !errors.As(err, &paramErr) {
+		return err
+	}
+	return &ParamError{Field: element + "." + paramErr.Field, Reason: paramErr.Reason}
+}
+
+func beginMany(ctx context.Context, verbs Verbs, params []*BeginParams) ([]BeginResult, error) {
+	if len(params) == 0 {
+		return nil, nil
+	}
+	if many, ok := verbs.(BatchVerbs); ok {
+		return many.BeginMany(ctx, params)
+	}
+	results := make([]BeginResult, len(params))
+	for i, begin := range params {
+		outcome, err := verbs.Begin(ctx, begin)
+		ofKey := errors.Is(err, ErrFingerprintMismatch) || errors.Is(err, ErrNested) || errors.Is(err, ErrUnfinished)
+		if err != nil && !ofKey {
+			return nil, err
+		}
+		results[i] = BeginResult{Outcome: outcome, Err: err}
+	}
+	return results, nil
+}
+
+func (i *BatchItem) begun(result BeginResult) {
+	if i.Err = result.Err; i.Err != nil {
+		return
+	}
+	i.State, i.claim = result.Outcome.State, result.Outcome.Claim
+	switch i.State {
+	case Completed:
+		i.Record = result.Outcome.Record
+	case InProgress:
+		if i.RetryAfter = result.Outcome.RetryAfter; i.RetryAfter <= 0 {
+			i.RetryAfter = defaultRetryAfter
+		}
+	}
+}
+
+// repeat judges a key that came before in the batch.
+func (i *BatchItem) repeat() {
+	first := i.repeats
+	differs := !i.fingerprint.Matches(first.fingerprint) || first.Record != nil && !i.fingerprint.Matches(first.Record.Fingerprint)
+	if first.Err == nil && differs {
+		i.Err = &KeyError{Key: i.Key, Err: ErrFingerprintMismatch}
+		return
+	}
+	i.State, i.Record, i.RetryAfter, i.Err = first.State, first.Record, first.RetryAfter, first.Err
+	if i.State == New {
+		i.State = Completed
+	}
+}
+
+// Complete records, in one call of the store, the Response of every item that is
+// New, and sets Record there and where such a key comes again. A response that
+// is missing or refused is a *ParamError and nothing was sent. After any other
+// error the transaction cannot commit; ErrClaimLost is one for a claim that is
+// not held, as for a batch that is completed twice.
+func (b *Batch) Complete(ctx context.Context) (err error) {
+	var begun []*BatchItem
+	var claims []*Claim
+	var responses []*Response
+	for i, item := range b.Items {
+		if item.claim == nil {
+			continue
+		}
+		err := item.Response.Validate()
+		if err == nil {
+			err = item.Response.validateSize(b.config.MaxResponseSize)
+		}
+		if err != nil {
+			return fieldOf(fmt.Sprintf("Items[%d]", i), err)
+		}
+		begun, claims, responses = append(begun, item), append(claims, item.claim), append(responses, item.Response)
+	}
+	if len(claims) == 0 {
+		return nil
+	}
+	ctx, end := b.config.trace(ctx, OperationCompleteMany, Key{})
+	var state State
+	defer func() { end(state, false, err) }()
+
+	records, err := completeMany(ctx, b.verbs, claims, responses)
+	if err != nil {
+		return err
+	}
+	state = Completed
+	for i, record := range records {
+		begun[i].Record = record
+	}
+	for _, item := range b.Items {
+		if item.repeats != nil && item.Err == nil {
+			item.Record = item.repeats.Record
+		}
+	}
+	return nil
+}
+
+func completeMany(ctx context.Context, verbs Verbs, claims []*Claim, responses []*Response) (records []*Record, err error) {
+	if many, ok := verbs.(BatchVerbs); ok {
+		return many.CompleteMany(ctx, claims, responses)
+	}
+	records = make([]*Record, len(claims))
+	for i, claim := range claims {
+		if records[i], err = verbs.Complete(ctx, claim, responses[i]); err != nil {
+			return nil, err
+		}
+	}
+	return records, nil
+}

@@ -1,0 +1,279 @@
+package pgxstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/samecommit/samecommit/db"
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// maxHints is the largest batch that takes an advisory lock for each key. The
+// server's lock table is finite: by default it has 64 places for every
+// connection that it allows.
+const maxHints = 100
+
+// batchLockTimeout bounds each wait for another open transaction that has
+// inserted a key without a hint, as only a batch over maxHints does.
+const batchLockTimeout = 100 * time.Millisecond
+
+var _ idempotency.BatchVerbs = (*verbs)(nil)
+
+// batch is one BeginMany. Its keys share a claim id, by which it knows its rows.
+type batch struct {
+	store   *Store
+	tx      pgx.Tx
+	params  []*idempotency.BeginParams
+	results []idempotency.BeginResult
+	claimID idempotency.ClaimID
+	hints   bool
+	// seen is the row of each key at the last look that left it undecided.
+	seen []*row
+}
+
+// BeginMany claims the keys as part of the transaction. See
+// idempotency.BatchVerbs.
+func (v *verbs) BeginMany(ctx context.Context, params []*idempotency.BeginParams) ([]idempotency.BeginResult, error) {
+	for _, p := range params {
+		if err := p.ValidateTx(); err != nil {
+			return nil, err
+		}
+	}
+	if err := v.check(); err != nil {
+		return nil, err
+	}
+	b := &batch{
+		store: v.store, tx: v.tx, params: params, claimID: idempotency.NewClaimID(), hints: len(params) <= maxHints,
+		results: make([]idempotency.BeginResult, len(params)), seen: make([]*row, len(params)),
+	}
+	var wanted []int
+	for i, p := range params {
+		if runKey(v.tx) == p.Key {
+			b.results[i].Err = &idempotency.KeyError{Key: p.Key, Err: idempotency.ErrNested}
+			continue
+		}
+		wanted = append(wanted, i)
+	}
+	if err := b.begin(ctx, wanted); err != nil {
+		return nil, explainMany("begin many", err)
+	}
+	return b.results, nil
+}
+
+// begin inserts, once, what has no row. It is the only step that waits, and it
+// does so in ascending order, before the batch has any other row: all that
+// follows, out of that order, waits for nobody.
+func (b *batch) begin(ctx context.Context, wanted []int) error {
+	inserted, err := b.insert(ctx, wanted)
+	if err != nil {
+		return err
+	}
+	if inserted == int64(len(wanted)) {
+		for _, i := range wanted {
+			b.claimed(i, 1)
+		}
+		return nil
+	}
+	wanted, err = b.look(ctx, wanted)
+	for range maxClaimRounds {
+		if err != nil || len(wanted) == 0 {
+			return err
+		}
+		if err = b.reclaim(ctx, wanted); err == nil {
+			wanted, err = b.look(ctx, wanted)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	for _, i := range wanted {
+		b.results[i].Outcome = &idempotency.Outcome{State: idempotency.InProgress}
+	}
+	return nil
+}
+
+// insert claims the keys that have no row, and returns how many. It is one
+// flight.
+func (b *batch) insert(ctx context.Context, wanted []int) (inserted int64, err error) {
+	queries, columns := b.store.queries, b.columns(wanted)
+	flight := &pgx.Batch{}
+	flight.Queue("SAVEPOINT samecommit_batch")
+	txhelper.Queue(flight, func(q txhelper.Querier) error {
+		return queries.KeyBeginMany(ctx, q, &db.KeyBeginManyParams{
+			ClaimID: uuid(b.claimID), LockTimeout: fmt.Sprintf("%dms", batchLockTimeout.Milliseconds()),
+		})
+	})
+	txhelper.Queue(flight, func(q txhelper.Querier) (err error) {
+		inserted, err = queries.KeyClaimMany(ctx, q, &db.KeyClaimManyParams{
+			ClaimID: uuid(b.claimID), Scopes: columns.scopes, IDs: columns.ids,
+			Fingerprints: columns.fingerprints, LockIDs: columns.lockIDs, Hints: b.hints,
+		})
+		return err
+	})
+	txhelper.Queue(flight, func(q txhelper.Querier) error { return queries.KeyClaimedMany(ctx, q) })
+	flight.Queue("RELEASE SAVEPOINT samecommit_batch")
+	err = b.tx.SendBatch(ctx, flight).Close()
+	if sqlState(err) != codeLockTimeout {
+		return inserted, err
+	}
+	undo := &pgx.Batch{}
+	undo.Queue("ROLLBACK TO SAVEPOINT samecommit_batch")
+	undo.Queue("RELEASE SAVEPOINT samecommit_batch")
+	if err := b.tx.SendBatch(ctx, undo).Close(); err != nil {
+		return 0, err
+	}
+	return 0, &idempotency.InProgressError{RetryAfter: time.Second}
+}
+
+// look judges each key by its row, in a statement of its own as in claim, and
+// returns those that are to be had, as far as the row tells.
+func (b *batch) look(ctx context.Context, wanted []int) (undecided []int, err error) {
+	columns := b.columns(wanted)
+	found, err := b.store.queries.KeyGetMany(ctx, b.tx, &db.KeyGetManyParams{
+		Scopes: columns.scopes, IDs: columns.ids, LockIDs: columns.lockIDs,
+	})
+	if err != nil {
+		return nil, err
+	}
+	rows := make([]*db.KeyGetManyRow, len(wanted))
+	for _, one := range found {
+		rows[one.Place-1] = one
+	}
+	for place, i := range wanted {
+		if !b.judge(i, rows[place]) {
+			undecided = append(undecided, i)
+		}
+	}
+	return undecided, nil
+}
+
+// judge decides one key by its row, as claim does, and reports whether it could.
+func (b *batch) judge(i int, found *db.KeyGetManyRow) bool {
+	result, key := &b.results[i], b.params[i].Key
+	inProgress := &idempotency.Outcome{State: idempotency.InProgress}
+	if found == nil {
+		result.Outcome = inProgress
+		return true
+	}
+	now := &row{key: key, KeyGetRow: &db.KeyGetRow{
+		Status: found.Status, ClaimID: found.ClaimID, Attempt: found.Attempt, Fingerprint: found.Fingerprint,
+		Response: found.Response, ResponseType: found.ResponseType, CreatedAt: found.CreatedAt, UpdatedAt: found.UpdatedAt,
+		LockedUntil: found.LockedUntil, ExpiresAt: found.ExpiresAt, Unfinished: found.Unfinished, ReadAt: found.ReadAt,
+	}}
+	switch {
+	case now.ClaimID == uuid(b.claimID):
+		b.claimed(i, now.Attempt)
+		return true
+	case now.unfinished():
+		result.Err = unfinishedError(key, found.Own)
+		return true
+	}
+	result.Outcome, result.Err = now.outcome(b.params[i].Fingerprint)
+	if result.Outcome == nil && result.Err == nil && now.same(b.seen[i]) {
+		result.Outcome = inProgress // another transaction is at work on it
+	}
+	b.seen[i] = now
+	return result.Outcome != nil || result.Err != nil
+}
+
+func (b *batch) claimed(i int, attempt int32) {
+	params := b.params[i]
+	b.results[i].Outcome = &idempotency.Outcome{State: idempotency.New, Claim: &idempotency.Claim{
+		Key: params.Key, ID: b.claimID, Attempt: int(attempt), TTL: params.TTL,
+	}}
+}
+
+// reclaim claims the keys whose rows are as they were seen. The next look tells
+// which it got.
+func (b *batch) reclaim(ctx context.Context, wanted []int) error {
+	columns := b.columns(wanted)
+	claimIDs, statuses, lockedUntils := make([]pgtype.UUID, len(wanted)), make([]int16, len(wanted)), make([]time.Time, len(wanted))
+	for place, i := range wanted {
+		seen := b.seen[i]
+		claimIDs[place], statuses[place] = seen.ClaimID, seen.Status
+		if seen.LockedUntil != nil {
+			lockedUntils[place] = *seen.LockedUntil
+		}
+	}
+	_, err := b.store.queries.KeyReclaimMany(ctx, b.tx, &db.KeyReclaimManyParams{
+		ClaimID: uuid(b.claimID), Scopes: columns.scopes, IDs: columns.ids,
+		Fingerprints: columns.fingerprints, LockIDs: columns.lockIDs, Hints: b.hints,
+		SeenClaimIDs: claimIDs, SeenStatuses: statuses, SeenLockedUntils: lockedUntils,
+	})
+	return err
+}
+
+// keyColumns are keys as arrays of columns.
+type keyColumns struct {
+	scopes, ids  []string
+	fingerprints [][]byte
+	lockIDs      []int64
+}
+
+func (b *batch) columns(wanted []int) keyColumns {
+	var c keyColumns
+	for _, i := range wanted {
+		params := b.params[i]
+		c.scopes, c.ids = append(c.scopes, params.Key.Scope), append(c.ids, params.Key.ID)
+		c.fingerprints = append(c.fingerprints, params.Fingerprint.Bytes())
+		c.lockIDs = append(c.lockIDs, lockID(params.Key))
+	}
+	return c
+}
+
+// CompleteMany records the responses as part of the transaction. See
+// idempotency.BatchVerbs.
+func (v *verbs) CompleteMany(ctx context.Context, claims []*idempotency.Claim, responses []*idempotency.Response) ([]*idempotency.Record, error) {
+	params := &db.KeyCompleteManyParams{}
+	for i, claim := range claims {
+		if err := responses[i].Validate(); err != nil {
+			return nil, err
+		}
+		params.Scopes, params.IDs = append(params.Scopes, claim.Key.Scope), append(params.IDs, claim.Key.ID)
+		params.ClaimIDs = append(params.ClaimIDs, uuid(claim.ID))
+		params.Responses = append(params.Responses, responses[i].Body)
+		params.ResponseTypes = append(params.ResponseTypes, responses[i].Type)
+		params.TTLMicroseconds = append(params.TTLMicroseconds, claim.TTL.Microseconds())
+	}
+	if err := v.check(); err != nil {
+		return nil, err
+	}
+	done, err := v.store.queries.KeyCompleteMany(ctx, v.tx, params)
+	if sqlState(err) == codeDivisionByZero {
+		return nil, fmt.Errorf("%w: one of a batch: roll the transaction back", idempotency.ErrClaimLost)
+	}
+	if err != nil {
+		return nil, explainMany("complete many", err)
+	}
+	records := make([]*idempotency.Record, len(claims))
+	for _, one := range done {
+		i := one.Place - 1
+		completed := &row{key: claims[i].Key, KeyGetRow: &db.KeyGetRow{
+			Status: statusCompleted, ClaimID: uuid(claims[i].ID), Attempt: one.Attempt, Fingerprint: one.Fingerprint,
+			Response: responses[i].Body, ResponseType: &responses[i].Type,
+			CreatedAt: one.CreatedAt, UpdatedAt: one.UpdatedAt, ExpiresAt: &one.ExpiresAt,
+		}}
+		if records[i], err = completed.record(); err != nil {
+			return nil, err
+		}
+	}
+	return records, nil
+}
+
+// explainMany is explain for a statement about many keys.
+func explainMany(doing string, err error) error {
+	var inProgress *idempotency.InProgressError
+	if errors.As(err, &inProgress) {
+		return err
+	}
+	if cause := sentinel(err); cause != nil {
+		return fmt.Errorf("%w: %s: %w", cause, doing, err)
+	}
+	return explainSchema(doing, err)
+}
