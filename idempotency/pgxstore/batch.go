@@ -122,10 +122,8 @@ func (b *batch) insert(ctx context.Context, wanted []int) (inserted int64, err e
 	if sqlState(err) != codeLockTimeout {
 		return inserted, err
 	}
-	undo := &pgx.Batch{}
-	undo.Queue("ROLLBACK TO SAVEPOINT samecommit_batch")
-	undo.Queue("RELEASE SAVEPOINT samecommit_batch")
-	if err := b.tx.SendBatch(ctx, undo).Close(); err != nil {
+	// Without arguments pgx uses the simple protocol: one flight for both.
+	if _, err := b.tx.Exec(ctx, "ROLLBACK TO SAVEPOINT samecommit_batch; RELEASE SAVEPOINT samecommit_batch"); err != nil {
 		return 0, err
 	}
 	return 0, &idempotency.InProgressError{RetryAfter: time.Second}
