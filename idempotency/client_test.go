@@ -3,6 +3,7 @@ package idempotency_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -176,5 +177,60 @@ func TestTracer(t *testing.T) {
 		if end != want[i] {
 			t.Errorf("call %d: %+v, want %+v", i, end, want[i])
 		}
+	}
+}
+
+func TestTracerOfABatch(t *testing.T) {
+	t.Parallel()
+	tracer := &recordingTracer{}
+	client, store := newClient(t, &idempotency.Config{Tracer: tracer})
+	verbs := client.WithTx(store.NewTx())
+	batch, err := verbs.BeginMany(t.Context(), []idempotency.Params{testParams("a"), testParams("b")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, item := range batch.Items {
+		item.Response = &idempotency.Response{Type: idempotency.TypeNone}
+	}
+	first, second := batch.Complete(t.Context()), batch.Complete(t.Context())
+	if first != nil || !errors.Is(second, idempotency.ErrClaimLost) {
+		t.Fatalf("Complete gave %v, then %v; want no error, then ErrClaimLost", first, second)
+	}
+	want := []idempotency.TraceEndData{
+		{Operation: idempotency.OperationBeginMany},
+		{Operation: idempotency.OperationCompleteMany, State: idempotency.Completed},
+		{Operation: idempotency.OperationCompleteMany, Err: second},
+	}
+	if !slices.Equal(tracer.ends, want) || len(tracer.starts) != len(want) {
+		t.Errorf("%d starts and ends %+v; want %+v", len(tracer.starts), tracer.ends, want)
+	}
+	for _, start := range tracer.starts {
+		if start.Key != (idempotency.Key{}) {
+			t.Error("a batch is traced under one of its keys")
+		}
+	}
+}
+
+// A key that the operation itself holds is refused alone, and by the context
+// even where the store could not tell.
+func TestBatchInsideDo(t *testing.T) {
+	t.Parallel()
+	client, _ := newClient(t, nil)
+	_, err := idempotency.Do(t.Context(), client, testParams("outer"), func(ctx context.Context, tx *memstore.Tx) (int, error) {
+		batch, err := client.WithTx(tx).BeginMany(ctx, []idempotency.Params{testParams("outer"), testParams("inner")})
+		if err != nil {
+			return 0, err
+		}
+		if !errors.Is(batch.Items[0].Err, idempotency.ErrNested) || batch.Items[1].State != idempotency.New {
+			t.Errorf("items are %+v and %+v; want ErrNested and new", batch.Items[0], batch.Items[1])
+		}
+		batch.Items[1].Response = &idempotency.Response{Type: idempotency.TypeNone}
+		return 0, batch.Complete(ctx)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Get(t.Context(), testParams("inner").Key); err != nil {
+		t.Error(err)
 	}
 }
