@@ -211,12 +211,13 @@ func TestTracerOfABatch(t *testing.T) {
 	}
 }
 
-// A key that the operation itself holds is refused alone, and by the context
-// even where the store could not tell.
+// A key that the operation itself holds is refused alone, also on another
+// transaction, where the store would merely find it in progress.
 func TestBatchInsideDo(t *testing.T) {
 	t.Parallel()
-	client, _ := newClient(t, nil)
-	_, err := idempotency.Do(t.Context(), client, testParams("outer"), func(ctx context.Context, tx *memstore.Tx) (int, error) {
+	client, store := newClient(t, nil)
+	_, err := idempotency.Do(t.Context(), client, testParams("outer"), func(ctx context.Context, _ *memstore.Tx) (int, error) {
+		tx := store.NewTx()
 		batch, err := client.WithTx(tx).BeginMany(ctx, []idempotency.Params{testParams("outer"), testParams("inner")})
 		if err != nil {
 			return 0, err
@@ -225,7 +226,7 @@ func TestBatchInsideDo(t *testing.T) {
 			t.Errorf("items are %+v and %+v; want ErrNested and new", batch.Items[0], batch.Items[1])
 		}
 		batch.Items[1].Response = &idempotency.Response{Type: idempotency.TypeNone}
-		return 0, batch.Complete(ctx)
+		return 0, errors.Join(batch.Complete(ctx), tx.Commit(ctx))
 	})
 	if err != nil {
 		t.Fatal(err)

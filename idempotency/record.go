@@ -59,8 +59,8 @@ func (o *Outcome) LogValue() slog.Value {
 	return slog.GroupValue(attrs...)
 }
 
-// ClaimID identifies one claim. It is random: a number from a sequence could be
-// handed out again after a failover.
+// ClaimID identifies one claim, or all of one BeginMany. It is random: a number
+// from a sequence could be handed out again after a failover.
 type ClaimID [16]byte
 
 // NewClaimID returns a random claim id, a version 4 UUID.
