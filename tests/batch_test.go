@@ -650,3 +650,100 @@ func TestBatchErrorsOfTheTransaction(t *testing.T) {
 		}
 	})
 }
+
+// rivalTracer calls rival once, before the first statement whose text has name.
+type rivalTracer struct {
+	name  string
+	once  sync.Once
+	rival func()
+}
+
+func (r *rivalTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	if strings.Contains(data.SQL, r.name) {
+		r.once.Do(r.rival)
+	}
+	return ctx
+}
+
+func (*rivalTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func TestBatchAgainstRivalsForExpiredKeys(t *testing.T) {
+	t.Parallel()
+	t.Run("a row that another transaction has locked is left alone", func(t *testing.T) {
+		t.Parallel()
+		b := newBench(t, pgtest.DB(t), nil, nil)
+		all := batchParams(0, 150)
+		b.expire(t, all)
+		sweep, err := b.pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sweep.Rollback(t.Context())
+		if _, err := sweep.Exec(t.Context(), `SELECT FROM idempotency_keys WHERE id = 'key-00003' FOR UPDATE`); err != nil {
+			t.Fatal(err)
+		}
+		for _, size := range []int{20, 150} {
+			tx, err := b.pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Waiting for the row would be an error.
+			if _, err := tx.Exec(t.Context(), `SET LOCAL lock_timeout = '10ms'`); err != nil {
+				t.Fatal(err)
+			}
+			batch, err := b.client.WithTx(tx).BeginMany(t.Context(), all[:size])
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantStates(t, batch, func(i int) idempotency.State {
+				if i == 3 {
+					return idempotency.InProgress
+				}
+				return idempotency.New
+			})
+			if err := tx.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	t.Run("a row that has changed since the look is judged again", func(t *testing.T) {
+		t.Parallel()
+		config := pgtest.Config(t)
+		rivals, err := pgxpool.NewWithConfig(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(rivals.Close)
+		rival := newBench(t, rivals, nil, nil)
+		all := batchParams(0, 10)
+		rival.expire(t, all)
+		config = config.Copy()
+		config.ConnConfig.Tracer = &rivalTracer{name: "KeyReclaimMany", rival: func() {
+			batch, err := rival.runBatch(t.Context(), all[2:4])
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			wantStates(t, batch, always(idempotency.New))
+		}}
+		pool, err := pgxpool.NewWithConfig(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(pool.Close)
+		b := newBench(t, pool, nil, nil)
+		batch, err := b.runBatch(t.Context(), all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantStates(t, batch, func(i int) idempotency.State {
+			if i == 2 || i == 3 {
+				return idempotency.Completed
+			}
+			return idempotency.New
+		})
+		if n := b.effects(t, "key-00002"); n != 2 { // one of the expired answer
+			t.Errorf("%d effects, want 2", n)
+		}
+	})
+}
