@@ -16,22 +16,28 @@ import (
 // not there.
 var ErrNotMigrated = errors.New(`pgxstore: table "idempotency_keys" is missing or outdated: apply migration 00001_create_idempotency_keys.sql and later ones with migrate.Up, or with goose from migrations.FS, and check that the connection's search_path finds it`)
 
+// ErrInsufficientPrivilege means that PostgreSQL refused the store a statement
+// or a row (42501): the role lacks a grant, or row-level security hides the
+// scope from it.
+var ErrInsufficientPrivilege = errors.New(`pgxstore: PostgreSQL refused access to "idempotency_keys": check the role's grants and, under row-level security, that Config.Settings sets the tenant of the key's scope, or in WithTx and DoTx the caller: docs/tenancy.md`)
+
 // errTryAgain: another transaction changed the row between our look and our
 // write, and left no live answer. A fresh transaction decides anew.
-var errTryAgain = fmt.Errorf("%w: another transaction changed the key meanwhile", idempotency.ErrSerializationFailure)
+var errTryAgain = fmt.Errorf("%w: another transaction changed the key meanwhile, or row-level security hides its row", idempotency.ErrSerializationFailure)
 
 // SQLSTATEs that our statements raise, or meet, on purpose.
 const (
-	codeDivisionByZero  = "22012" // the row is no longer as it was seen, or the claim is lost
-	codeInvalidText     = "22P02" // the transaction that did the work has ended
-	codeUniqueViolation = "23505"
-	codeLockTimeout     = "55P03"
-	codeUndefinedTable  = "42P01"
-	codeUndefinedColumn = "42703"
-	codeForeignKey      = "23503"
-	codeReadOnly        = "25006"
-	codeNoTransaction   = "25P01"
-	codeTxAborted       = "25P02"
+	codeDivisionByZero        = "22012" // the row is no longer as it was seen, or the claim is lost
+	codeInvalidText           = "22P02" // the transaction that did the work has ended
+	codeUniqueViolation       = "23505"
+	codeInsufficientPrivilege = "42501"
+	codeLockTimeout           = "55P03"
+	codeUndefinedTable        = "42P01"
+	codeUndefinedColumn       = "42703"
+	codeForeignKey            = "23503"
+	codeReadOnly              = "25006"
+	codeNoTransaction         = "25P01"
+	codeTxAborted             = "25P02"
 )
 
 // guard is the constraint that keeps a key which was begun and not completed
@@ -86,8 +92,11 @@ func explainSchema(doing string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if code := sqlState(err); code == codeUndefinedTable || code == codeUndefinedColumn {
+	switch sqlState(err) {
+	case codeUndefinedTable, codeUndefinedColumn:
 		return fmt.Errorf("%w: %w", ErrNotMigrated, err)
+	case codeInsufficientPrivilege:
+		return fmt.Errorf("%w: %s: %w", ErrInsufficientPrivilege, doing, err)
 	}
 	return fmt.Errorf("pgxstore: %s: %w", doing, err)
 }

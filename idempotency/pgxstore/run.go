@@ -50,7 +50,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		// Inside, the read would leave a predicate lock in the index and abort
 		// neighbours that have nothing to do with this key.
 		var err error
-		if r.seen, err = r.store.lookUp(ctx, r.store.db, r.params.Key); err != nil {
+		if r.seen, err = r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key); err != nil {
 			return nil, false, r.explain(err)
 		}
 		if outcome, err := r.decided(); outcome != nil || err != nil {
@@ -86,7 +86,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		// A new transaction: fn's may have been aborted by an SQL error, which
 		// is what it wants recorded.
 		transaction.Rollback(ctx)
-		transaction, err = txhelper.Open(ctx, r.store.db, &r.store.options, func(batch *pgx.Batch) {
+		transaction, err = r.store.open(ctx, &r.store.options, func(batch *pgx.Batch) {
 			txhelper.Queue(batch, r.tryLock(ctx, nil))
 		})
 		if err != nil {
@@ -113,7 +113,7 @@ func (r *run) explain(err error) error { return r.store.explain(r.params.Key, "r
 // open begins a transaction and tries the lock, and with look set also takes the
 // look that decides, all in one flight.
 func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (transaction *txhelper.Transaction, lock db.KeyTryLockRow, err error) {
-	transaction, err = txhelper.Open(ctx, r.store.db, options, func(batch *pgx.Batch) {
+	transaction, err = r.store.open(ctx, options, func(batch *pgx.Batch) {
 		// Two statements: under READ COMMITTED the snapshot of one would be older
 		// than its lock, and miss the answer of the holder that has just let go
 		// of it. Under REPEATABLE READ it is older all the same: fn may then run
@@ -129,7 +129,7 @@ func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (t
 	return transaction, lock, err
 }
 
-// tryLock is the first statement of every transaction here. It also leaves the
+// tryLock is in the first flight of every transaction here. It also leaves the
 // claim id with the transaction, which the last statement asks for.
 func (r *run) tryLock(ctx context.Context, lock *db.KeyTryLockRow) func(q txhelper.Querier) error {
 	return func(q txhelper.Querier) error {
@@ -215,7 +215,7 @@ func (r *run) afterFailure(ctx context.Context, cause error) (*idempotency.Outco
 	if errors.Is(cause, txhelper.ErrOwned) || errors.Is(cause, txhelper.ErrEnded) {
 		return nil, false, cause // a mistake in fn, which a replay would hide
 	}
-	found, err := r.store.lookUp(ctx, r.store.db, r.params.Key)
+	found, err := r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)
 	if err != nil || !found.live() {
 		return nil, false, cause //nolint:nilerr // cause is what went wrong; the look was an extra.
 	}

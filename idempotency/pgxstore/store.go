@@ -30,6 +30,7 @@ const defaultDeleteLimit = 1000
 type DB interface {
 	db.DBTX
 	txhelper.DB
+	batcher
 }
 
 // Config configures a Store. Nil and the zero value mean all defaults.
@@ -52,6 +53,19 @@ type Config struct {
 	// commit whose reply was lost, before ErrOutcomeUnknown. Defaults to 10
 	// seconds.
 	ResolveTimeout time.Duration
+	// Settings returns run-time settings, values by name, such as the tenant
+	// that a policy of row-level security asks for: see docs/tenancy.md. They
+	// hold in each transaction that the store opens, and so for the statements
+	// of Run's function, and in each statement that the store sends alone. They
+	// end with it. On a DB that is a pgx.Tx they last as long as that. In
+	// WithTx and Savepoint the caller has set its own.
+	//
+	// Settings gets the context of the call, and is called again for each such
+	// transaction or statement. Its error fails the call before anything is
+	// sent; it should not hold a value. Without a tenant return one: a read
+	// that row-level security refuses looks like a key without a record.
+	// Defaults to no settings.
+	Settings func(ctx context.Context) (map[string]string, error)
 }
 
 // Store keeps keys in PostgreSQL. It is safe for concurrent use if its DB is.
@@ -61,6 +75,7 @@ type Store struct {
 	options        txhelper.Options
 	idleTimeout    time.Duration
 	resolveTimeout time.Duration
+	settings       func(ctx context.Context) (map[string]string, error)
 }
 
 var _ idempotency.TxStore[pgx.Tx] = (*Store)(nil)
@@ -81,6 +96,7 @@ func New(database DB, config *Config) *Store {
 		},
 		idleTimeout:    config.IdleTimeout,
 		resolveTimeout: config.ResolveTimeout,
+		settings:       config.Settings,
 	}
 	if store.idleTimeout == 0 {
 		store.idleTimeout = DefaultIdleTimeout
@@ -120,7 +136,7 @@ func (s *Store) Complete(ctx context.Context, claim *idempotency.Claim, response
 
 // Get returns the record of key. See idempotency.Verbs.
 func (s *Store) Get(ctx context.Context, key idempotency.Key) (*idempotency.Record, error) {
-	return s.get(ctx, s.db, key)
+	return s.get(ctx, s.querier(s.db), key)
 }
 
 // Extend prolongs a lease. See idempotency.Store.
@@ -132,7 +148,7 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 		return nil, err
 	}
 	start := time.Now()
-	lockedUntil, err := s.queries.KeyExtend(ctx, s.db, &db.KeyExtendParams{
+	lockedUntil, err := s.queries.KeyExtend(ctx, s.querier(s.db), &db.KeyExtendParams{
 		Lease: lease, Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -151,7 +167,7 @@ func (s *Store) Release(ctx context.Context, claim *idempotency.Claim) error {
 	if err := checkClaim(claim); err != nil {
 		return err
 	}
-	released, err := s.queries.KeyRelease(ctx, s.db, &db.KeyReleaseParams{
+	released, err := s.queries.KeyRelease(ctx, s.querier(s.db), &db.KeyReleaseParams{
 		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
 	})
 	if err == nil && released == 0 {
@@ -168,7 +184,7 @@ func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
 	if limit == 0 {
 		limit = defaultDeleteLimit
 	}
-	deleted, err := s.queries.KeyDeleteExpired(ctx, s.db, &db.KeyDeleteExpiredParams{MaxRows: int32(limit)})
+	deleted, err := s.queries.KeyDeleteExpired(ctx, s.querier(s.db), &db.KeyDeleteExpiredParams{MaxRows: int32(limit)})
 	return int(deleted), explainSchema("delete expired", err)
 }
 
@@ -194,9 +210,9 @@ func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Co
 // is a savepoint.
 func (s *Store) statement(ctx context.Context, fn func(q txhelper.Querier) error) error {
 	if tx, ok := s.db.(pgx.Tx); ok {
-		return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return fn(tx) })
+		return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return fn(s.querier(tx)) })
 	}
-	return fn(s.db)
+	return fn(s.querier(s.db))
 }
 
 // idleSetting is the value of idle_in_transaction_session_timeout, in
