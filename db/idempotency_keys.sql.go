@@ -978,6 +978,7 @@ func (q *Queries) KeyReplaceCompleted(ctx context.Context, db DBTX, arg *KeyRepl
 }
 
 const keyTryLock = `-- name: KeyTryLock :one
+
 SELECT
     pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,
     current_setting('transaction_read_only')::boolean AS read_only,
@@ -1006,6 +1007,9 @@ type KeyTryLockRow struct {
 	IdleTimeout string
 }
 
+// The protocol that these statements serve is in docs/design.md, part "What the
+// database does". Time is the database's, per statement: now() would be the
+// start of the transaction, long before a claim that waited.
 // A hint that saves waiting and wasted work, never the truth. The table's oid
 // keeps apart the tables of two schemas, wherever search_path finds this one.
 // Whether a write can follow is told before the work is done. The claim id is
@@ -1025,7 +1029,6 @@ func (q *Queries) KeyTryLock(ctx context.Context, db DBTX, arg *KeyTryLockParams
 }
 
 const setLocal = `-- name: SetLocal :exec
-
 SELECT set_config($1::text, $2::text, true)
 `
 
@@ -1034,9 +1037,6 @@ type SetLocalParams struct {
 	Value string
 }
 
-// The protocol that these statements serve is in docs/design.md, part "What the
-// database does". Time is the database's, per statement: now() would be the
-// start of the transaction, long before a claim that waited.
 // To the end of the transaction, so that a pooled connection does not carry it
 // to its next user.
 func (q *Queries) SetLocal(ctx context.Context, db DBTX, arg *SetLocalParams) error {

@@ -2,11 +2,6 @@
 -- database does". Time is the database's, per statement: now() would be the
 -- start of the transaction, long before a claim that waited.
 
--- name: SetLocal :exec
--- To the end of the transaction, so that a pooled connection does not carry it
--- to its next user.
-SELECT set_config(@name::text, @value::text, true);
-
 -- name: KeyTryLock :one
 -- A hint that saves waiting and wasted work, never the truth. The table's oid
 -- keeps apart the tables of two schemas, wherever search_path finds this one.
@@ -515,3 +510,8 @@ FROM (
 ) AS checked
 LEFT JOIN completed
     ON checked.all_of_them = 1;
+
+-- name: SetLocal :exec
+-- To the end of the transaction, so that a pooled connection does not carry it
+-- to its next user.
+SELECT set_config(@name::text, @value::text, true);

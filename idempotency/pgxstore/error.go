@@ -27,17 +27,17 @@ var errTryAgain = fmt.Errorf("%w: another transaction changed the key meanwhile,
 
 // SQLSTATEs that our statements raise, or meet, on purpose.
 const (
-	codeDivisionByZero        = "22012" // the row is no longer as it was seen, or the claim is lost
-	codeInvalidText           = "22P02" // the transaction that did the work has ended
-	codeUniqueViolation       = "23505"
-	codeInsufficientPrivilege = "42501"
-	codeLockTimeout           = "55P03"
-	codeUndefinedTable        = "42P01"
-	codeUndefinedColumn       = "42703"
-	codeForeignKey            = "23503"
-	codeReadOnly              = "25006"
-	codeNoTransaction         = "25P01"
-	codeTxAborted             = "25P02"
+	codeDivisionByZero  = "22012" // the row is no longer as it was seen, or the claim is lost
+	codeInvalidText     = "22P02" // the transaction that did the work has ended
+	codeUniqueViolation = "23505"
+	codeNoPrivilege     = "42501"
+	codeLockTimeout     = "55P03"
+	codeUndefinedTable  = "42P01"
+	codeUndefinedColumn = "42703"
+	codeForeignKey      = "23503"
+	codeReadOnly        = "25006"
+	codeNoTransaction   = "25P01"
+	codeTxAborted       = "25P02"
 )
 
 // guard is the constraint that keeps a key which was begun and not completed
@@ -95,7 +95,7 @@ func explainSchema(doing string, err error) error {
 	switch sqlState(err) {
 	case codeUndefinedTable, codeUndefinedColumn:
 		return fmt.Errorf("%w: %w", ErrNotMigrated, err)
-	case codeInsufficientPrivilege:
+	case codeNoPrivilege:
 		return fmt.Errorf("%w: %s: %w", ErrInsufficientPrivilege, doing, err)
 	}
 	return fmt.Errorf("pgxstore: %s: %w", doing, err)
