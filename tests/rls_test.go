@@ -381,7 +381,7 @@ func TestRowLevelSecurityWallsOffTenants(t *testing.T) {
 		if n, err := b.store.DeleteExpired(ctx, 0); n != 0 || err != nil {
 			t.Errorf("DeleteExpired: %d, %v; want 0 rows", n, err)
 		}
-		if n := b.effects(t, "stolen"); n != 0 {
+		if n := b.effects(t, "stolen"); n != 0 { //nolint:contextcheck // The test's own is as good.
 			t.Errorf("%d effects of refused calls", n)
 		}
 	}
@@ -393,14 +393,14 @@ func TestRowLevelSecurityWallsOffTenants(t *testing.T) {
 	t.Run("no settings", func(t *testing.T) { //nolint:paralleltest // As above.
 		walledOff(t, t.Context(), benchOn(t, b.pool, nil))
 	})
-	for _, level := range []pgx.TxIsoLevel{pgx.RepeatableRead, pgx.Serializable} {
-		t.Run(string(level), func(t *testing.T) { //nolint:paralleltest // As above.
+	for _, level := range []pgx.TxIsoLevel{pgx.RepeatableRead, pgx.Serializable} { //nolint:paralleltest // As above.
+		t.Run(string(level), func(t *testing.T) {
 			walledOff(t, ours, benchOn(t, b.pool, &pgxstore.Config{TxOptions: pgx.TxOptions{IsoLevel: level}, Settings: tenantSettings}))
 		})
 	}
 	t.Run("the owner", func(t *testing.T) { //nolint:paralleltest // As above.
-		owner := w.pool(t, w.owner)
-		if n := count(t, owner, `SELECT count(*) FROM idempotency_keys`); n != 0 {
+		owner := w.pool(t, w.owner)                                                //nolint:contextcheck // The test's own is as good.
+		if n := count(t, owner, `SELECT count(*) FROM idempotency_keys`); n != 0 { //nolint:contextcheck // As above.
 			t.Errorf("the owner sees %d rows", n)
 		}
 		walledOff(t, ours, benchOn(t, owner, &pgxstore.Config{Settings: tenantSettings}))
@@ -491,21 +491,27 @@ func TestPolicyComparesWholeTenants(t *testing.T) {
 	}
 }
 
-// A policy that lets a role insert what it cannot see cannot be told from a
-// row that comes and goes.
+// Under a policy that lets a role insert what it cannot see, a hidden row could
+// be taken for one that comes and goes, and be raced for.
 func TestPolicyThatHidesWhatItLetsIn(t *testing.T) {
 	t.Parallel()
 	w := newWalled(t)
 	w.exec(t, w.admin, `CREATE POLICY anything ON idempotency_keys FOR INSERT WITH CHECK (true)`)
-	b := benchOn(t, w.pool(t, w.app), &pgxstore.Config{Settings: tenantSettings, MaxAttempts: 2})
+	b := benchOn(t, w.pool(t, w.app), &pgxstore.Config{Settings: tenantSettings})
+	ctx, runs := asTenant(t.Context(), "a"), 0
 	if _, err := idempotency.Do(asTenant(t.Context(), "b"), b.client, scoped("b", "k"), charge("b")); err != nil {
 		t.Fatal(err)
 	}
-	_, err := idempotency.Do(asTenant(t.Context(), "a"), b.client, scoped("b", "k"), charge("a"))
-	if !errors.Is(err, idempotency.ErrSerializationFailure) && !errors.Is(err, pgxstore.ErrInsufficientPrivilege) {
-		t.Errorf("got %v", err)
+	_, doErr := idempotency.Do(ctx, b.client, scoped("b", "k"), func(context.Context, pgx.Tx) (string, error) {
+		runs++
+		return "a", nil
+	})
+	_, beginErr := b.store.Begin(ctx, leaseOf("b", "k"))
+	for _, err := range []error{doErr, beginErr} {
+		if !errors.Is(err, pgxstore.ErrInsufficientPrivilege) || runs != 1 {
+			t.Errorf("got %v, %d runs; want ErrInsufficientPrivilege and one run", err, runs)
+		}
 	}
-	t.Log(err)
 }
 
 func TestLostReplyToCommitUnderRowLevelSecurity(t *testing.T) {
@@ -556,7 +562,7 @@ func TestGrantsOfTheRecipe(t *testing.T) {
 		_, err := idempotency.Do(ctx, b.client, scoped("a", id()), charge("k"))
 		return err
 	}
-	for _, test := range []struct {
+	for _, test := range []struct { //nolint:paralleltest // Grants belong to the role.
 		name  string
 		needs []string
 		call  func(t *testing.T) error
@@ -613,7 +619,7 @@ func TestGrantsOfTheRecipe(t *testing.T) {
 			return err
 		}},
 	} {
-		t.Run(test.name, func(t *testing.T) { //nolint:paralleltest // Grants belong to the role.
+		t.Run(test.name, func(t *testing.T) {
 			w.exec(t, w.admin, fmt.Sprintf("REVOKE ALL ON idempotency_keys FROM %s; GRANT %s ON idempotency_keys TO %[1]s", w.app, strings.Join(test.needs, ", ")))
 			if err := test.call(t); err != nil {
 				t.Errorf("with %s: %v", test.needs, err)
@@ -626,5 +632,132 @@ func TestGrantsOfTheRecipe(t *testing.T) {
 				w.exec(t, w.admin, fmt.Sprintf("GRANT %s ON idempotency_keys TO %s", privilege, w.app))
 			}
 		})
+	}
+}
+
+func TestFlightsWithSettings(t *testing.T) {
+	t.Parallel()
+	config, counter := pgtest.Config(t), &queryCounter{}
+	config.ConnConfig.Tracer = counter
+	pool := poolWith(t, config)
+	ctx := asTenant(t.Context(), "a")
+	for level, want := range map[pgx.TxIsoLevel]struct{ fresh, replay int }{
+		"": {3, 2}, pgx.Serializable: {4, 1},
+	} {
+		b := newBench(t, pool, &pgxstore.Config{TxOptions: pgx.TxOptions{IsoLevel: level}, Settings: tenantSettings}, nil)
+		do := func(id string) func() {
+			return func() {
+				if _, err := idempotency.Do(ctx, b.client, scoped("a", id), charge(id)); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		do("warm up" + string(level))()
+		key := "k" + string(level)
+		flights, statements := counter.count(do(key))
+		if flights != want.fresh {
+			t.Errorf("%q: a fresh Do: %d flights, want %d, as without settings\n%q", level, flights, want.fresh, statements)
+		}
+		if flights, statements = counter.count(do(key)); flights != want.replay {
+			t.Errorf("%q: a replay: %d flights, want %d, as without settings\n%q", level, flights, want.replay, statements)
+		}
+		flights, statements = counter.count(func() {
+			if _, err := b.client.Get(ctx, scoped("a", key).Key); err != nil {
+				t.Error(err)
+			}
+		})
+		if flights != 1 || len(statements) != 2 {
+			t.Errorf("Get: %d flights, want 1 with the setting and the statement\n%q", flights, statements)
+		}
+	}
+
+	// Without a tenant nothing is sent.
+	b := newBench(t, pool, &pgxstore.Config{Settings: tenantSettings}, nil)
+	p := scoped("a", "none")
+	for name, call := range map[string]func() error{
+		"Do": func() error {
+			_, err := idempotency.Do(t.Context(), b.client, p, charge("none"))
+			return err
+		},
+		"Get":   func() error { _, err := b.client.Get(t.Context(), p.Key); return err },
+		"Begin": func() error { _, err := b.store.Begin(t.Context(), leaseOf("a", "none")); return err },
+		"Release": func() error {
+			return b.store.Release(t.Context(), &idempotency.Claim{Key: p.Key, ID: idempotency.NewClaimID()})
+		},
+		"DeleteExpired": func() error {
+			_, err := b.client.DeleteExpired(t.Context(), 0)
+			return err
+		},
+	} {
+		flights, statements := counter.count(func() {
+			if err := call(); !errors.Is(err, errNoTenant) {
+				t.Errorf("%s: %v, want the error of Settings", name, err)
+			}
+		})
+		if flights != 0 {
+			t.Errorf("%s sent %q", name, statements)
+		}
+	}
+}
+
+func TestRefusedSettingIsNamedWithoutItsValue(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeSimpleProtocol} {
+		config := pgtest.Config(t)
+		config.ConnConfig.DefaultQueryExecMode = mode
+		pool := poolWith(t, config)
+		for _, name := range []string{"app tenant", "tenant", "work_mem", "", "app.tenant'; SELECT '"} {
+			t.Run(fmt.Sprintf("%s %q", mode, name), func(t *testing.T) {
+				t.Parallel()
+				b := newBench(t, pool, &pgxstore.Config{Settings: func(context.Context) (map[string]string, error) {
+					return map[string]string{"app.first": "1", name: "secret"}, nil
+				}}, nil)
+				_, doErr := idempotency.Do(t.Context(), b.client, params("k"), func(context.Context, pgx.Tx) (string, error) {
+					t.Error("the function ran")
+					return "", nil
+				})
+				_, getErr := b.client.Get(t.Context(), params("k").Key)
+				_, beginErr := b.store.Begin(t.Context(), leaseOf("a", "k"))
+				for _, err := range []error{doErr, getErr, beginErr} {
+					if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("setting %q", name)) || !strings.Contains(err.Error(), "SQLSTATE 42") && !strings.Contains(err.Error(), "SQLSTATE 22") {
+						t.Errorf("got %v, want an error that names the setting", err)
+					}
+					var pgErr *pgconn.PgError
+					if errors.As(err, &pgErr) || strings.Contains(fmt.Sprintf("%+v", err), "secret") {
+						t.Errorf("the error holds the value, or the server's message: %v", err)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestSettingsOfAStoreInsideATransaction(t *testing.T) {
+	t.Parallel()
+	w := newWalled(t)
+	pool := w.pool(t, w.app)
+	ctx := asTenant(t.Context(), "a")
+	if err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		store := pgxstore.New(tx, &pgxstore.Config{Settings: tenantSettings})
+		client, err := idempotency.NewClient(store, nil)
+		if err != nil {
+			return err
+		}
+		for range 2 {
+			if _, err := idempotency.Do(ctx, client, scoped("a", "k"), charge("k")); err != nil {
+				return err
+			}
+		}
+		outcome, err := store.Begin(ctx, leaseOf("a", "l"))
+		if err != nil {
+			return err
+		}
+		return store.Release(ctx, outcome.Claim)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	record, err := pgxstore.New(pool, &pgxstore.Config{Settings: tenantSettings}).Get(ctx, scoped("a", "k").Key)
+	if err != nil || record.State != idempotency.Completed {
+		t.Errorf("%+v, %v; want the record that was committed", record, err)
 	}
 }

@@ -23,7 +23,7 @@ var ErrInsufficientPrivilege = errors.New(`pgxstore: PostgreSQL refused access t
 
 // errTryAgain: another transaction changed the row between our look and our
 // write, and left no live answer. A fresh transaction decides anew.
-var errTryAgain = fmt.Errorf("%w: another transaction changed the key meanwhile, or row-level security hides its row", idempotency.ErrSerializationFailure)
+var errTryAgain = fmt.Errorf("%w: another transaction changed the key meanwhile", idempotency.ErrSerializationFailure)
 
 // SQLSTATEs that our statements raise, or meet, on purpose.
 const (

@@ -1,0 +1,27 @@
+package pgxstore_test
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/idempotency/pgxstore"
+)
+
+// A tenant for the policies of row-level security, from the request's context.
+func ExampleConfig_settings() { //nolint:testableexamples // It needs a database.
+	type tenantKey struct{} // set by the code that authenticates
+
+	var pool *pgxpool.Pool
+	store := pgxstore.New(pool, &pgxstore.Config{
+		Settings: func(ctx context.Context) (map[string]string, error) {
+			tenant, ok := ctx.Value(tenantKey{}).(string)
+			if !ok {
+				return nil, errors.New("no tenant in the context")
+			}
+			return map[string]string{"app.tenant": tenant}, nil
+		},
+	})
+	_ = store // for idempotency.NewClient
+}
