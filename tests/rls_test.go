@@ -709,9 +709,9 @@ func TestRefusedSettingIsNamedWithoutItsValue(t *testing.T) {
 		for _, name := range []string{"app tenant", "tenant", "work_mem", "", "app.tenant'; SELECT '"} {
 			t.Run(fmt.Sprintf("%s %q", mode, name), func(t *testing.T) {
 				t.Parallel()
-				b := newBench(t, pool, &pgxstore.Config{Settings: func(context.Context) (map[string]string, error) {
+				b := benchOn(t, pool, &pgxstore.Config{Settings: func(context.Context) (map[string]string, error) {
 					return map[string]string{"app.first": "1", name: "secret"}, nil
-				}}, nil)
+				}})
 				_, doErr := idempotency.Do(t.Context(), b.client, params("k"), func(context.Context, pgx.Tx) (string, error) {
 					t.Error("the function ran")
 					return "", nil
@@ -743,14 +743,15 @@ func TestSettingsOfAStoreInsideATransaction(t *testing.T) {
 		if err != nil {
 			return err
 		}
+		// First of all, since a call that takes effect leaves its settings.
+		outcome, err := store.Begin(ctx, leaseOf("a", "l"))
+		if err != nil {
+			return err
+		}
 		for range 2 {
 			if _, err := idempotency.Do(ctx, client, scoped("a", "k"), charge("k")); err != nil {
 				return err
 			}
-		}
-		outcome, err := store.Begin(ctx, leaseOf("a", "l"))
-		if err != nil {
-			return err
 		}
 		return store.Release(ctx, outcome.Claim)
 	}); err != nil {
