@@ -491,6 +491,18 @@ func TestPolicyComparesWholeTenants(t *testing.T) {
 	}
 }
 
+// The policy's own condition must not come before the primary key's.
+func TestRowLevelSecurityKeepsThePrimaryKey(t *testing.T) {
+	t.Parallel()
+	w := newWalled(t)
+	config, counter := w.config.Copy(), &queryCounter{}
+	config.ConnConfig.Tracer = counter
+	config.ConnConfig.RuntimeParams["role"] = w.app
+	config.ConnConfig.RuntimeParams["app.tenant"] = "a" // also for transactions of the caller's
+	b := benchOn(t, poolWith(t, config), nil)
+	wantPrimaryKeyOnly(t, w.admin, b.pool, allCalls(t, b, counter, idempotency.NewClaimID()).statements)
+}
+
 // Under a policy that lets a role insert what it cannot see, a hidden row could
 // be taken for one that comes and goes, and be raced for.
 func TestPolicyThatHidesWhatItLetsIn(t *testing.T) {

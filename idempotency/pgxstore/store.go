@@ -57,13 +57,13 @@ type Config struct {
 	// that a policy of row-level security asks for: see docs/tenancy.md. They
 	// hold in each transaction that the store opens, and so for the statements
 	// of Run's function, and in each statement that the store sends alone. They
-	// end with it. On a DB that is a pgx.Tx they last as long as that. In
-	// WithTx and Savepoint the caller has set its own.
+	// end with it; on a DB that is a pgx.Tx, with that. In DoTx and WithTx the
+	// caller sets its own.
 	//
 	// Settings gets the context of the call, and is called again for each such
 	// transaction or statement. Its error fails the call before anything is
-	// sent; it should not hold a value. Without a tenant return one: a read
-	// that row-level security refuses looks like a key without a record.
+	// sent; it should not hold a value. Without a tenant return one: a key
+	// that row-level security hides looks like one without a record.
 	// Defaults to no settings.
 	Settings func(ctx context.Context) (map[string]string, error)
 }
