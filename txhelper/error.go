@@ -12,9 +12,10 @@ var (
 	// ErrOwned means that a function tried to commit or roll back the transaction that it
 	// was given. Nothing of the transaction is committed.
 	ErrOwned = errors.New("txhelper: transaction belongs to the call that opened it: return nil to commit, an error to roll back")
-	// ErrEnded means that the transaction ended before Commit, by a COMMIT or ROLLBACK
-	// sent as SQL. What was done before a COMMIT is committed.
-	ErrEnded = errors.New("txhelper: transaction was ended by an SQL statement of its own")
+	// ErrEnded means that the transaction ended before Commit, by a COMMIT, ROLLBACK or
+	// PREPARE TRANSACTION sent as SQL. What was done before a COMMIT is committed.
+	// What was prepared waits, with its locks, until it gets ROLLBACK PREPARED.
+	ErrEnded = errors.New("txhelper: transaction was ended by an SQL statement of its own: after PREPARE TRANSACTION run ROLLBACK PREPARED; what a COMMIT wrote stays")
 	// ErrAborted means that a statement failed, its error was ignored, and PostgreSQL
 	// refuses to commit the transaction.
 	ErrAborted = errors.New("txhelper: transaction is aborted: the error of a failed statement was ignored")

@@ -153,6 +153,8 @@ func launch(ctx context.Context, binaries string, owner *syscall.Credential) (_ 
 		"-c", "fsync=off",
 		// Many tests at once, each with a pool of its own.
 		"-c", "max_connections=200",
+		// None by default; tests prepare transactions.
+		"-c", "max_prepared_transactions=20",
 	)
 	cmd.Dir = "/" // the server's user may not enter ours
 	cmd.Env = serverEnviron(os.Environ())

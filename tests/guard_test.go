@@ -1,0 +1,397 @@
+package tests_test
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/pgxstore"
+	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+const guard = "idempotency_keys_completed_before_commit"
+
+// wantNothing checks that neither a key nor an effect of that name is there.
+func (b *bench) wantNothing(t *testing.T, name string) {
+	t.Helper()
+	if _, err := b.client.Get(t.Context(), params(name).Key); !errors.Is(err, idempotency.ErrNotFound) {
+		t.Errorf("Get: %v, want ErrNotFound", err)
+	}
+	if n := b.effects(t, name); n != 0 {
+		t.Errorf("%d effects without a key", n)
+	}
+}
+
+// wantInProgress checks that nobody else can run the operation now.
+func (b *bench) wantInProgress(t *testing.T, name string) {
+	t.Helper()
+	p := params(name)
+	p.Wait = idempotency.NoWait
+	if _, err := idempotency.Do(t.Context(), b.client, p, charge(name)); !errors.Is(err, idempotency.ErrInProgress) {
+		t.Errorf("Do: %v, want ErrInProgress", err)
+	}
+	if err := pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+		_, err := idempotency.DoTx(t.Context(), b.client, tx, p, charge(name))
+		return err
+	}); !errors.Is(err, idempotency.ErrInProgress) {
+		t.Errorf("DoTx: %v, want ErrInProgress", err)
+	}
+}
+
+// wantRun checks that the key is free, by using it.
+func (b *bench) wantRun(t *testing.T, name string) {
+	t.Helper()
+	p := params(name)
+	p.Wait = idempotency.NoWait
+	if result, err := idempotency.Do(t.Context(), b.client, p, charge(name)); err != nil || result.Replayed || b.effects(t, name) != 1 {
+		t.Errorf("%+v, %v, %d effects; want a first run", result, err, b.effects(t, name))
+	}
+}
+
+func bytesResponse(body string) *idempotency.Response {
+	return &idempotency.Response{Type: idempotency.TypeBytes, Body: []byte(body)}
+}
+
+func begin(t *testing.T, b *bench, tx pgx.Tx, name string) *idempotency.Claim {
+	t.Helper()
+	outcome, err := b.client.WithTx(tx).Begin(t.Context(), params(name))
+	if err != nil || outcome.State != idempotency.New {
+		t.Fatalf("Begin: %+v, %v; want a claim", outcome, err)
+	}
+	return outcome.Claim
+}
+
+func TestForgottenCompletionInASavepoint(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, nil)
+	tests := map[string]struct {
+		run func(t *testing.T, tx pgx.Tx, name string)
+		// refused is the SQLSTATE that keeps the transaction from committing.
+		refused string
+	}{
+		"released and forgotten": {func(t *testing.T, tx pgx.Tx, name string) {
+			t.Helper()
+			if err := pgx.BeginFunc(t.Context(), tx, func(tx pgx.Tx) error {
+				begin(t, b, tx, name)
+				return effect(t.Context(), tx, name)
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}, "23503"},
+		"rolled back, begun again and forgotten": {func(t *testing.T, tx pgx.Tx, name string) {
+			t.Helper()
+			beginAndUndo(t, b, tx, name)
+			begin(t, b, tx, name)
+		}, "23503"},
+		"rolled back, begun again, first claim completed": {func(t *testing.T, tx pgx.Tx, name string) {
+			t.Helper()
+			lost := beginAndUndo(t, b, tx, name)
+			begin(t, b, tx, name)
+			if _, err := b.client.WithTx(tx).Complete(t.Context(), lost, bytesResponse("x")); !errors.Is(err, idempotency.ErrClaimLost) {
+				t.Errorf("Complete: %v, want ErrClaimLost", err)
+			}
+		}, "25P02"},
+		"rolled back, begun again, second claim completed": {func(t *testing.T, tx pgx.Tx, name string) {
+			t.Helper()
+			beginAndUndo(t, b, tx, name)
+			claim := begin(t, b, tx, name)
+			if _, err := b.client.WithTx(tx).Complete(t.Context(), claim, bytesResponse("x")); err != nil {
+				t.Error(err)
+			}
+		}, ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tx, err := b.pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback(t.Context())
+			if err := effect(t.Context(), tx, name); err != nil {
+				t.Fatal(err)
+			}
+			test.run(t, tx, name)
+			err = tx.Commit(t.Context())
+			switch test.refused {
+			case "":
+				if err != nil || b.effects(t, name) != 1 {
+					t.Errorf("commit: %v, %d effects; want the key and one effect", err, b.effects(t, name))
+				}
+				if _, err := b.client.Get(t.Context(), params(name).Key); err != nil {
+					t.Error(err)
+				}
+				return
+			case "23503":
+				wantPgError(t, err, test.refused, guard)
+			case "25P02":
+				if !errors.Is(err, pgx.ErrTxCommitRollback) {
+					t.Errorf("commit: %v, want ErrTxCommitRollback", err)
+				}
+			}
+			b.wantNothing(t, name)
+		})
+	}
+}
+
+// beginAndUndo begins a key in a savepoint that is rolled back.
+func beginAndUndo(t *testing.T, b *bench, tx pgx.Tx, name string) *idempotency.Claim {
+	t.Helper()
+	savepoint, err := tx.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	claim := begin(t, b, savepoint, name)
+	if err := savepoint.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return claim
+}
+
+// prepared returns a name for PREPARE TRANSACTION, in an SQL literal. What is
+// left prepared is rolled back, since a database cannot be dropped with it.
+func (b *bench) prepared(t *testing.T) string {
+	t.Helper()
+	var most string
+	if err := b.pool.QueryRow(t.Context(), `SHOW max_prepared_transactions`).Scan(&most); err != nil {
+		t.Fatal(err)
+	}
+	if most == "0" {
+		t.Fatal("the server under test has max_prepared_transactions = 0: set it to 20 and restart the server")
+	}
+	literal := "'samecommit_test_" + rand.Text() + "'"
+	t.Cleanup(func() {
+		if b.countPrepared(t, literal) == 0 {
+			return
+		}
+		if _, err := b.pool.Exec(context.WithoutCancel(t.Context()), "ROLLBACK PREPARED "+literal); err != nil {
+			t.Error(err)
+		}
+	})
+	return literal
+}
+
+func (b *bench) countPrepared(t *testing.T, literal string) int {
+	t.Helper()
+	var found int
+	if err := b.pool.QueryRow(context.WithoutCancel(t.Context()), `SELECT count(*) FROM pg_prepared_xacts WHERE gid = `+literal).Scan(&found); err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func TestPreparedTransaction(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, nil)
+
+	t.Run("of a key that was not completed", func(t *testing.T) {
+		t.Parallel()
+		const name = "forgotten"
+		literal := b.prepared(t)
+		tx, err := b.pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(t.Context())
+		begin(t, b, tx, name)
+		if err := effect(t.Context(), tx, name); err != nil {
+			t.Fatal(err)
+		}
+		_, err = tx.Exec(t.Context(), "PREPARE TRANSACTION "+literal)
+		wantPgError(t, err, "23503", guard)
+		if n := b.countPrepared(t, literal); n != 0 {
+			t.Errorf("%d transactions are prepared", n)
+		}
+		b.wantNothing(t, name)
+		b.wantRun(t, name)
+	})
+
+	for _, end := range []string{"COMMIT PREPARED", "ROLLBACK PREPARED"} {
+		t.Run(end+" of a completed key", func(t *testing.T) {
+			t.Parallel()
+			literal := b.prepared(t)
+			conn, err := b.pool.Acquire(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Release()
+			tx, err := conn.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := idempotency.DoTx(t.Context(), b.client, tx, params(end), charge(end)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Exec(t.Context(), "PREPARE TRANSACTION "+literal); err != nil {
+				t.Fatal(err)
+			}
+			b.wantInProgress(t, end)
+			if _, err := b.pool.Exec(t.Context(), end+" "+literal); err != nil {
+				t.Fatal(err)
+			}
+			if end == "ROLLBACK PREPARED" {
+				b.wantNothing(t, end)
+				b.wantRun(t, end)
+				return
+			}
+			result, err := idempotency.Do(t.Context(), b.client, params(end), charge(end))
+			if err != nil || !result.Replayed || result.Value != end || b.effects(t, end) != 1 {
+				t.Errorf("%+v, %v, %d effects; want a replay", result, err, b.effects(t, end))
+			}
+		})
+	}
+
+	t.Run("by the function of Do", func(t *testing.T) {
+		t.Parallel()
+		const name = "in Do"
+		literal := b.prepared(t)
+		_, err := idempotency.Do(t.Context(), b.client, params(name), func(ctx context.Context, tx pgx.Tx) (string, error) {
+			if err := effect(ctx, tx, name); err != nil {
+				return "", err
+			}
+			_, err := tx.Exec(ctx, "PREPARE TRANSACTION "+literal)
+			return name, err
+		})
+		if !errors.Is(err, idempotency.ErrOwned) || !errors.Is(err, txhelper.ErrEnded) || !strings.Contains(err.Error(), "ROLLBACK PREPARED") {
+			t.Errorf("got %v, want ErrOwned, ErrEnded and a hint to ROLLBACK PREPARED", err)
+		}
+		if n := b.countPrepared(t, literal); n != 1 {
+			t.Fatalf("%d transactions are prepared, want 1: this server refuses what the test is about", n)
+		}
+		// What the hint prevents is COMMIT PREPARED, the effect without its key.
+		b.wantInProgress(t, name)
+		if _, err := b.pool.Exec(t.Context(), "ROLLBACK PREPARED "+literal); err != nil {
+			t.Fatal(err)
+		}
+		b.wantNothing(t, name)
+		b.wantRun(t, name)
+	})
+
+	t.Run("by the function of DoTx", func(t *testing.T) {
+		t.Parallel()
+		const name = "in DoTx"
+		literal := b.prepared(t)
+		tx, err := b.pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(t.Context())
+		_, err = idempotency.DoTx(t.Context(), b.client, tx, params(name), func(ctx context.Context, tx pgx.Tx) (string, error) {
+			if err := effect(ctx, tx, name); err != nil {
+				return "", err
+			}
+			_, err := tx.Exec(ctx, "PREPARE TRANSACTION "+literal)
+			wantPgError(t, err, "23503", guard)
+			return name, nil // a function that ignores the error
+		})
+		if !errors.Is(err, idempotency.ErrOwned) {
+			t.Errorf("DoTx: %v, want ErrOwned", err)
+		}
+		if n := b.countPrepared(t, literal); n != 0 {
+			t.Errorf("%d transactions are prepared", n)
+		}
+		_ = tx.Commit(t.Context()) // a caller that ignores it too
+		b.wantNothing(t, name)
+		b.wantRun(t, name)
+	})
+
+	t.Run("used afterwards", func(t *testing.T) {
+		t.Parallel()
+		const name = "afterwards"
+		literal := b.prepared(t)
+		tx, err := b.pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(t.Context())
+		if _, err := tx.Exec(t.Context(), "PREPARE TRANSACTION "+literal); err != nil {
+			t.Fatal(err)
+		}
+		wantEnded(t, b, tx, name)
+	})
+}
+
+// wantEnded uses a transaction that is over: nothing may run or be recorded.
+func wantEnded(t *testing.T, b *bench, tx pgx.Tx, name string) {
+	t.Helper()
+	if _, err := b.client.WithTx(tx).Begin(t.Context(), params(name)); !errors.Is(err, idempotency.ErrTxEnded) {
+		t.Errorf("Begin: %v, want ErrTxEnded", err)
+	}
+	_, err := idempotency.DoTx(t.Context(), b.client, tx, params(name), func(ctx context.Context, tx pgx.Tx) (string, error) {
+		t.Error("the function ran")
+		return name, effect(ctx, tx, name)
+	})
+	if !errors.Is(err, idempotency.ErrTxEnded) {
+		t.Errorf("DoTx: %v, want ErrTxEnded", err)
+	}
+	b.wantNothing(t, name)
+}
+
+// The guard acts by rights of the tables' owner, so a role that only uses keys
+// needs none on idempotency_unfinished.
+func TestRoleWithFewestRights(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	owner := newBench(t, poolWith(t, config.Copy()), nil, nil)
+	role := "samecommit_test_" + strings.ToLower(rand.Text())
+	t.Cleanup(func() {
+		for _, statement := range []string{"DROP OWNED BY " + role, "DROP ROLE " + role} {
+			if _, err := owner.pool.Exec(context.WithoutCancel(t.Context()), statement); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for _, statement := range []string{
+		"CREATE ROLE " + role,
+		"GRANT SELECT, INSERT, UPDATE ON idempotency_keys, effects TO " + role,
+	} {
+		if _, err := owner.pool.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config.ConnConfig.RuntimeParams["role"] = role
+	pool := poolWith(t, config)
+	store := pgxstore.New(pool, nil)
+	client, err := idempotency.NewClient(store, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{pool: pool, store: store, client: client}
+	for _, refused := range []string{"SELECT FROM idempotency_unfinished", "DELETE FROM idempotency_keys"} {
+		_, err := b.pool.Exec(t.Context(), refused)
+		var pgErr *pgconn.PgError
+		if !errors.As(err, &pgErr) || pgErr.Code != "42501" {
+			t.Fatalf("%s as the role that this test is about: %v, want 42501", refused, err)
+		}
+	}
+
+	b.wantRun(t, "do")
+	expiring := params("expiring")
+	expiring.TTL = time.Microsecond
+	for range 2 {
+		if result, err := idempotency.Do(t.Context(), b.client, expiring, charge("expiring")); err != nil || result.Replayed {
+			t.Fatalf("%+v, %v; want a run, the answer has expired", result, err)
+		}
+	}
+	if err := pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+		claim := begin(t, b, tx, "begin")
+		_, err := b.client.WithTx(tx).Complete(t.Context(), claim, bytesResponse("x"))
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+	err = pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+		begin(t, b, tx, "forgotten")
+		return effect(t.Context(), tx, "forgotten")
+	})
+	wantPgError(t, err, "23503", guard)
+	b.wantNothing(t, "forgotten")
+}
