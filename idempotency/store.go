@@ -83,7 +83,8 @@ type Verbs interface {
 	// the transaction cannot commit any more.
 	Complete(ctx context.Context, claim *Claim, response *Response) (*Record, error)
 	// Get returns the record, or ErrNotFound where there is none or it has
-	// expired. A claim of another open transaction cannot be seen.
+	// expired. A claim of another open transaction cannot be seen. One that was
+	// committed all the same, past the store's guard, is ErrUnfinished.
 	Get(ctx context.Context, key Key) (*Record, error)
 }
 

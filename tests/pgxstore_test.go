@@ -574,32 +574,6 @@ func TestForgottenCompletionCannotCommit(t *testing.T) {
 	}
 }
 
-func TestRowThatSlippedPastTheGuard(t *testing.T) {
-	t.Parallel()
-	b := newBench(t, pgtest.DB(t), nil, nil)
-	if err := pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(t.Context(), `SET LOCAL session_replication_role = replica`); err != nil {
-			return err
-		}
-		_, err := b.client.WithTx(tx).Begin(t.Context(), params("k"))
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	_, doErr := idempotency.Do(t.Context(), b.client, params("k"), charge("k"))
-	tx, err := b.pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback(t.Context())
-	_, beginErr := b.client.WithTx(tx).Begin(t.Context(), params("k"))
-	for _, err := range []error{doErr, beginErr} {
-		if !errors.Is(err, idempotency.ErrUnfinished) || !strings.Contains(err.Error(), "DELETE FROM idempotency_keys") {
-			t.Errorf("got %v, want ErrUnfinished with the repair command", err)
-		}
-	}
-}
-
 // waitFor polls a condition in the database; it is not a pause.
 func waitFor(t testing.TB, condition func() bool) {
 	t.Helper()

@@ -121,5 +121,10 @@ func (s *Store) get(ctx context.Context, q txhelper.Querier, key idempotency.Key
 	if found == nil || found.Status == statusCompleted && !found.live() {
 		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNotFound}
 	}
+	if found.unfinished() {
+		if err := s.unfinishedError(ctx, q, key); !errors.Is(err, idempotency.ErrNested) {
+			return nil, s.explain(key, "get", err)
+		}
+	}
 	return found.record()
 }
