@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/samecommit/samecommit/idempotency"
-	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgtest"
 	"github.com/samecommit/samecommit/txhelper"
 )
@@ -358,13 +357,7 @@ func TestRoleWithFewestRights(t *testing.T) {
 		}
 	}
 	config.ConnConfig.RuntimeParams["role"] = role
-	pool := poolWith(t, config)
-	store := pgxstore.New(pool, nil)
-	client, err := idempotency.NewClient(store, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &bench{pool: pool, store: store, client: client}
+	b := openBench(t, poolWith(t, config), nil, nil)
 	for _, refused := range []string{"SELECT FROM idempotency_unfinished", "DELETE FROM idempotency_keys"} {
 		_, err := b.pool.Exec(t.Context(), refused)
 		var pgErr *pgconn.PgError
@@ -388,7 +381,7 @@ func TestRoleWithFewestRights(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	err = pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
 		begin(t, b, tx, "forgotten")
 		return effect(t.Context(), tx, "forgotten")
 	})

@@ -57,9 +57,7 @@ func TestWriteSkewBetweenKeys(t *testing.T) {
 					continue
 				}
 				failed++
-				if !txhelper.IsRetryable(err) {
-					t.Errorf("got %v, want 40001", err)
-				}
+				wantPgError(t, err, "40001", "")
 				b.wantNothing(t, keys[i])
 			}
 			if failed != wantFailed {

@@ -30,6 +30,12 @@ func newBench(t testing.TB, pool *pgxpool.Pool, storeConfig *pgxstore.Config, co
 	if _, err := pool.Exec(t.Context(), `CREATE TABLE IF NOT EXISTS effects (name text NOT NULL)`); err != nil {
 		t.Fatal(err)
 	}
+	return openBench(t, pool, storeConfig, config)
+}
+
+// openBench is newBench on a database that has the table for effects.
+func openBench(t *testing.T, pool *pgxpool.Pool, storeConfig *pgxstore.Config, config *idempotency.Config) *bench {
+	t.Helper()
 	store := pgxstore.New(pool, storeConfig)
 	client, err := idempotency.NewClient(store, config)
 	if err != nil {
