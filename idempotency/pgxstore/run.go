@@ -226,6 +226,10 @@ func (r *run) afterFailure(ctx context.Context, cause error) (*idempotency.Outco
 const (
 	firstResolvePoll   = 5 * time.Millisecond
 	longestResolvePoll = 250 * time.Millisecond
+	// resolveTries is in how many parts ResolveTimeout is spent at least: a look
+	// over another of the pool's connections, lost in the same silence as the
+	// commit's, must leave time for one over the next.
+	resolveTries = 4
 )
 
 // resolve finds out what became of a commit whose reply was lost, by claiming
@@ -240,7 +244,9 @@ func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitEr
 	cause := error(ambiguous)
 	for poll := firstResolvePoll; r.store.canReconnect(); poll = min(2*poll, longestResolvePoll) {
 		again := &run{store: r.store, params: r.params, claimID: idempotency.NewClaimID()}
-		transaction, lock, err := again.open(resolveCtx, &options, true)
+		tryCtx, cancelTry := context.WithTimeout(resolveCtx, r.store.resolveTimeout/resolveTries)
+		transaction, lock, err := again.open(tryCtx, &options, true)
+		cancelTry()
 		if err == nil {
 			transaction.Rollback(resolveCtx)
 			outcome, executed, settled, err := r.settle(again.seen, lock.Locked)
