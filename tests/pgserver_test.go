@@ -44,10 +44,11 @@ func TestGivenServerIsLeftAlone(t *testing.T) {
 	}
 }
 
-// A server of this machine's own binaries, held by a process that is killed.
-func TestLocalServerEndsWithItsProcess(t *testing.T) {
-	t.Parallel()
-	holder := exec.CommandContext(t.Context(), os.Args[0])
+// holdLocalServer starts a process that holds a server of this machine's own
+// binaries for as long as it lives, and returns the server's URL.
+func holdLocalServer(t *testing.T) (holder *exec.Cmd, url string) {
+	t.Helper()
+	holder = exec.CommandContext(t.Context(), os.Args[0])
 	holder.Env = append(os.Environ(), holdVariable+"=1", "SAMECOMMIT_POSTGRES=local")
 	// Its own group, so that the signal below does not reach this process.
 	holder.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -67,7 +68,7 @@ func TestLocalServerEndsWithItsProcess(t *testing.T) {
 	if err != nil {
 		t.Fatalf("read the server's URL: %v", err)
 	}
-	url := strings.TrimSpace(line)
+	url = strings.TrimSpace(line)
 	if !strings.HasPrefix(url, "postgres://") {
 		var exit *exec.ExitError
 		if errors.As(holder.Wait(), &exit) && exit.ExitCode() == exitNoBinaries {
@@ -75,6 +76,13 @@ func TestLocalServerEndsWithItsProcess(t *testing.T) {
 		}
 		t.Fatalf("the holder did not start a server: %s", url)
 	}
+	return holder, url
+}
+
+// A server of this machine's own binaries, held by a process that is killed.
+func TestLocalServerEndsWithItsProcess(t *testing.T) {
+	t.Parallel()
+	holder, url := holdLocalServer(t)
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
