@@ -94,14 +94,16 @@ func (c *networkConn) Close() error {
 
 func TestSilentNetworkFreesTheKey(t *testing.T) {
 	t.Parallel()
-	for name, idle := range map[string]int{"fresh connections": 0, "idle connections that are silent too": 1} {
+	for name, idle := range map[string]int{"fresh connections": 0, "idle connections that are silent too": 2} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			config := pgtest.Config(t)
 			rival := newBench(t, poolWith(t, config.Copy()), nil, nil)
+			// The lost connections keep their places for a while.
+			config.MaxConns = 4
 			lost := &network{}
 			b := openBench(t, poolWith(t, lost.through(config)), &pgxstore.Config{
-				IdleTimeout: 300 * time.Millisecond, CommitTimeout: 200 * time.Millisecond, ResolveTimeout: 4 * time.Second,
+				IdleTimeout: 300 * time.Millisecond, CommitTimeout: 200 * time.Millisecond, ResolveTimeout: 3 * time.Second,
 			}, nil)
 			t.Cleanup(func() { lost.end(t) }) // before the pool is closed
 			holdConnections(t, b.pool, 1+idle)

@@ -259,7 +259,7 @@ func TestSnapshotOlderThanTheAnswer(t *testing.T) {
 							return err
 						}
 						if runs == 1 {
-							b.wantRun(t, "k")
+							b.wantRun(t, "k") //nolint:contextcheck // Another caller.
 						}
 						replayed, err = b.claimers("k")[claimer](ctx, tx)
 						if runs == 1 {
