@@ -19,6 +19,19 @@ type report struct {
 	LostAcks      int   `json:"lost_acks"`
 	Replayed      int64 `json:"replayed"`
 	BalanceOK     bool  `json:"balance_ok"`
+	CommitsCut    int64 `json:"commits_cut"`
+
+	// Of the burst, which is not in the numbers above. Executed is what the
+	// ledger says, and unrelated requests are those that were served meanwhile.
+	BurstRequested       int    `json:"burst_requested"`
+	BurstExecuted        int    `json:"burst_executed"`
+	BurstReplayed        int64  `json:"burst_replayed"`
+	BurstMostConnections int64  `json:"burst_most_connections"`
+	UnrelatedServed      int64  `json:"burst_unrelated_served"`
+	UnrelatedIdleP50     micros `json:"burst_unrelated_idle_p50_us"`
+	UnrelatedIdleP99     micros `json:"burst_unrelated_idle_p99_us"`
+	UnrelatedP50         micros `json:"burst_unrelated_p50_us"`
+	UnrelatedP99         micros `json:"burst_unrelated_p99_us"`
 
 	// stuck counts charges that nobody acknowledged in time; lastRefusal is
 	// what the client of one of them was told.
@@ -37,7 +50,7 @@ type entry struct {
 	ChargeRef string
 }
 
-func audit(ctx context.Context, db *database, client *client, counts *counts, before int64) (_ *report, err error) {
+func audit(ctx context.Context, db *database, load *load, burst *burst, before int64) (_ *report, err error) {
 	// Not the API's pool, in which dead connections may be left.
 	conn, err := db.connect(ctx)
 	if err != nil {
@@ -60,11 +73,24 @@ func audit(ctx context.Context, db *database, client *client, counts *counts, be
 		effects[e.ChargeRef]++
 	}
 
-	r := &report{Requested: len(client.charges), Effects: len(refs), Replayed: counts.replayed.Load(), killed: counts.killed.Load(), before: before}
+	r := &report{
+		Requested: len(load.charges), Replayed: load.counts.replayed.Load(),
+		CommitsCut: load.counts.cut.Load(), killed: load.counts.killed.Load(), before: before,
+	}
+	charges := load.charges
+	if burst.size > 0 {
+		charges = append(charges, burst.charge)
+		r.BurstRequested, r.BurstExecuted, r.BurstReplayed = burst.size, effects[burst.charge.ref], burst.counts.replayed.Load()
+		r.BurstMostConnections, r.UnrelatedServed = burst.most.Load(), burst.served.Load()
+		r.UnrelatedIdleP50, r.UnrelatedIdleP99 = burst.idle.quantile(0.5), burst.idle.quantile(0.99)
+		r.UnrelatedP50, r.UnrelatedP99 = burst.during.quantile(0.5), burst.during.quantile(0.99)
+		delete(effects, burst.charge.ref)
+	}
 	for _, n := range effects {
+		r.Effects += n
 		r.DoubleEffects += n - 1
 	}
-	for _, charge := range client.charges {
+	for _, charge := range charges {
 		var told Charge
 		switch {
 		case charge.answer == nil:
@@ -84,9 +110,20 @@ func audit(ctx context.Context, db *database, client *client, counts *counts, be
 	return r, nil
 }
 
-func (r *report) ok() bool {
-	return r.Effects == r.Requested && r.DoubleEffects == 0 && r.LostAcks == 0 && r.stuck == 0 && r.BalanceOK
+func (r *report) ok(opts *options) bool {
+	return r.Effects == r.Requested && r.DoubleEffects == 0 && r.LostAcks == 0 && r.stuck == 0 && r.BalanceOK &&
+		r.burstOK() && !r.uncut(opts)
 }
+
+// burstOK reports whether one copy of the burst was executed and all others got
+// its answer.
+func (r *report) burstOK() bool {
+	return r.BurstRequested == 0 || r.BurstExecuted == 1 && r.BurstReplayed >= int64(r.BurstRequested)-1
+}
+
+// uncut reports whether no reply to COMMIT was cut although some should be. Such
+// a run shows nothing.
+func (r *report) uncut(opts *options) bool { return opts.cutEvery > 0 && r.CommitsCut == 0 }
 
 func (r *report) print(opts *options, stdout, stderr io.Writer) (code int, err error) {
 	if opts.json {
@@ -99,15 +136,18 @@ func (r *report) print(opts *options, stdout, stderr io.Writer) (code int, err e
 	}
 	code, verdict := exitFailed, ""
 	switch {
-	case r.ok() && opts.naive:
+	case r.ok(opts) && opts.naive:
 		code, verdict = exitOK, "Nothing went wrong this time, by luck: try a larger -n or a smaller -kill-every."
-	case r.ok():
+	case r.ok(opts):
 		code, verdict = exitOK, "Every charge took effect exactly once, and every answer was true."
 	case opts.naive:
 		verdict = "It went wrong, which is what --naive is for: key, money and answer are three commits,\n" +
 			"and connections died between them. Without --naive they are one."
 	default:
 		verdict = "Something is off: this is a bug in samecommit. Please report it with the lines above."
+	}
+	if r.uncut(opts) {
+		verdict = "No reply to COMMIT passed that could be cut, so this run shows nothing about lost ones.\n" + verdict
 	}
 	if r.stuck > 0 {
 		verdict = fmt.Sprintf("%d charges were not acknowledged within %s; the last answer to one of them: %s\n%s", r.stuck, opts.timeout, r.lastRefusal, verdict)
@@ -117,24 +157,40 @@ func (r *report) print(opts *options, stdout, stderr io.Writer) (code int, err e
 }
 
 func (r *report) printTable(w io.Writer) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	for _, row := range []struct {
+	type row struct {
 		name  string
-		value int64
-	}{
-		{"charges requested", int64(r.Requested)},
-		{"effects in the ledger", int64(r.Effects)},
-		{"double effects", int64(r.DoubleEffects)},
-		{"lost acknowledgements", int64(r.LostAcks)},
-		{"never acknowledged", int64(r.stuck)},
+		value any
+	}
+	rows := []row{
+		{"charges requested", r.Requested},
+		{"effects in the ledger", r.Effects},
+		{"double effects", r.DoubleEffects},
+		{"lost acknowledgements", r.LostAcks},
+		{"never acknowledged", r.stuck},
 		{"answers replayed", r.Replayed},
 		{"connections killed", r.killed},
+		{"replies to COMMIT cut", r.CommitsCut},
 		{"sum of balances before", r.before},
 		{"sum of balances after", r.after},
-		{"balances not as in the ledger", int64(r.wrongAccounts)},
-	} {
+		{"balances not as in the ledger", r.wrongAccounts},
+	}
+	if r.BurstRequested > 0 {
+		rows = append(rows,
+			row{"one charge, sent at once", r.BurstRequested},
+			row{"its effects in the ledger", r.BurstExecuted},
+			row{"its answers replayed", r.BurstReplayed},
+			row{"most connections in use for it", r.BurstMostConnections},
+			row{"unrelated requests meanwhile", r.UnrelatedServed},
+			row{"their median, idle", r.UnrelatedIdleP50},
+			row{"their median, meanwhile", r.UnrelatedP50},
+			row{"their p99, idle", r.UnrelatedIdleP99},
+			row{"their p99, meanwhile", r.UnrelatedP99},
+		)
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	for _, row := range rows {
 		// Only the numbers are aligned right: names are padded by hand.
-		if _, err := fmt.Fprintf(table, "%-29s\t%d\t\n", row.name, row.value); err != nil {
+		if _, err := fmt.Fprintf(table, "%-30s\t%v\t\n", row.name, row.value); err != nil {
 			return err
 		}
 	}

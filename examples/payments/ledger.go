@@ -71,8 +71,8 @@ func (r *chargeRequest) validate() error {
 
 // account is a row of accounts.
 type account struct {
-	ID      string
-	Balance int64
+	ID      string `json:"id"`
+	Balance int64  `json:"balance"` // in cents
 }
 
 // Charge is the answer to a charge.
@@ -117,9 +117,10 @@ func openLedger(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	return int64(openingBalance * len(accountIDs)), nil
 }
 
-// transfer moves the money and writes the ledger. It acts through tx only, so it
-// takes effect when, and only when, tx commits.
-func transfer(ctx context.Context, tx pgx.Tx, request *chargeRequest, pause time.Duration) (Charge, error) {
+// transfer moves the money and writes the ledger, with work between reading and
+// writing. It acts through tx only, so it takes effect when, and only when, tx
+// commits.
+func transfer(ctx context.Context, tx pgx.Tx, request *chargeRequest, work func(context.Context)) (Charge, error) {
 	// Locked in one order by everybody: two opposite transfers that each lock
 	// their own sender first would deadlock.
 	rows, err := tx.Query(ctx, "SELECT id, balance FROM accounts WHERE id IN ($1, $2) ORDER BY id FOR UPDATE", request.From, request.To)
@@ -142,7 +143,7 @@ func transfer(ctx context.Context, tx pgx.Tx, request *chargeRequest, pause time
 	if balances[request.From] < request.Amount {
 		return Charge{}, idempotency.Final(&InsufficientFundsError{Account: request.From, Amount: request.Amount})
 	}
-	time.Sleep(randomPause(pause))
+	work(ctx)
 	if _, err := tx.Exec(ctx, `UPDATE accounts SET balance = balance + CASE id WHEN $1 THEN -$3::bigint ELSE $3::bigint END
 		WHERE id IN ($1, $2)`, request.From, request.To, request.Amount); err != nil {
 		return Charge{}, err

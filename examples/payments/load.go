@@ -1,14 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	mathrand "math/rand/v2"
-	"net/http"
 	"sync"
 	"time"
 )
@@ -19,66 +15,63 @@ const (
 	firstRound = 2 * time.Second
 	// chargesAtOnce bounds how many distinct charges are under way.
 	chargesAtOnce = 16
-	// attemptLimit is a client's patience with one attempt.
-	attemptLimit = 10 * time.Second
 )
 
-// client sends charges the way a careful caller does: it tries again with the
-// same key until it has an answer.
-type client struct {
-	url     string
-	http    *http.Client
-	counts  *counts
-	atOnce  int
+// load is many charges, each sent many times, while connections break.
+type load struct {
+	opts    *options
 	charges []*sentCharge
+	counts  counts
 }
 
-// sentCharge is one charge and what the client was told about it.
-type sentCharge struct {
-	key  string
-	ref  string
-	body []byte
-
-	mu sync.Mutex
-	// answer is the first acknowledgement, nil before it.
-	answer []byte
-	// contradicted is set by an acknowledgement that differs from the first.
-	contradicted bool
-	// refusal is the last answer that was not an acknowledgement.
-	refusal string
-}
-
-func newClient(url string, counts *counts, opts *options) *client {
-	c := &client{
-		url:    url + "/charges",
-		http:   &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: chargesAtOnce * opts.atOnce}},
-		counts: counts,
-		atOnce: opts.atOnce,
-	}
+func newLoad(opts *options) *load {
+	l := &load{opts: opts}
 	for i := range opts.charges {
-		from := mathrand.IntN(len(accountIDs))
-		to := (from + 1 + mathrand.IntN(len(accountIDs)-1)) % len(accountIDs)
-		charge := &sentCharge{key: rand.Text(), ref: fmt.Sprintf("order-%06d", i+1)}
-		// Marshal cannot fail on strings and a number.
-		charge.body, _ = json.Marshal(chargeRequest{
-			Ref: charge.ref, From: accountIDs[from], To: accountIDs[to], Amount: 1 + mathrand.Int64N(10_000),
-		})
-		c.charges = append(c.charges, charge)
+		l.charges = append(l.charges, newCharge(fmt.Sprintf("order-%06d", i+1)))
 	}
-	return c
+	return l
 }
 
-func (c *client) close() { c.http.CloseIdleConnections() }
+// run sends every charge in every round, and breaks connections until the last.
+func (l *load) run(ctx context.Context, db *database, url string, stderr io.Writer) (err error) {
+	client := newClient(url, &l.counts, chargesAtOnce*l.opts.atOnce)
+	defer client.close()
+	killer, err := startKiller(ctx, db, l.opts.killEvery, &l.counts)
+	if err != nil {
+		return err
+	}
+	db.cutter.start(l.opts.cutEvery, &l.counts)
+	defer startProgress(stderr, &l.counts).stop()
+	defer func() {
+		db.cutter.stop()
+		err = errors.Join(err, killer.stop())
+	}()
+
+	loadCtx, cancel := context.WithTimeout(ctx, l.opts.timeout)
+	defer cancel()
+	for round := range 1 + l.opts.again {
+		if round > 0 && round == l.opts.again {
+			// The last round is left in peace, so that a charge which nobody
+			// has acknowledged after it is stuck, and not merely unlucky.
+			db.cutter.stop()
+			if err := killer.stop(); err != nil {
+				return err
+			}
+		}
+		l.sendAll(loadCtx, client, round == 0)
+	}
+	return ctx.Err()
+}
 
 // sendAll sends every charge several times at once and returns when each of
 // these has been acknowledged or ctx has ended. Paced, it takes its time.
-func (c *client) sendAll(ctx context.Context, paced bool) {
+func (l *load) sendAll(ctx context.Context, client *client, paced bool) {
 	start := time.Now()
 	slots := make(chan struct{}, chargesAtOnce)
 	var running sync.WaitGroup
 	defer running.Wait()
-	for i, charge := range c.charges {
-		if paced && !pause(ctx, time.Until(start.Add(firstRound*time.Duration(i)/time.Duration(len(c.charges))))) {
+	for i, charge := range l.charges {
+		if paced && !pause(ctx, time.Until(start.Add(firstRound*time.Duration(i)/time.Duration(len(l.charges))))) {
 			return
 		}
 		select {
@@ -88,97 +81,11 @@ func (c *client) sendAll(ctx context.Context, paced bool) {
 		}
 		running.Go(func() {
 			var duplicates sync.WaitGroup
-			for range c.atOnce {
-				duplicates.Go(func() { c.send(ctx, charge) })
+			for range l.opts.atOnce {
+				duplicates.Go(func() { client.send(ctx, charge) })
 			}
 			duplicates.Wait()
 			<-slots
 		})
-	}
-}
-
-// send tries until the charge is acknowledged. It comes back much sooner than
-// Retry-After asks for: an impatient client is the harder test.
-func (c *client) send(ctx context.Context, charge *sentCharge) {
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		if done := c.attempt(ctx, charge); done {
-			return
-		}
-		if !pause(ctx, wait/2+mathrand.N(wait)) {
-			return
-		}
-	}
-}
-
-// attempt reports whether the charge needs no other attempt.
-func (c *client) attempt(ctx context.Context, charge *sentCharge) bool {
-	ctx, cancel := context.WithTimeout(ctx, attemptLimit)
-	defer cancel()
-	c.counts.attempts.Add(1)
-	status, replayed, body, err := c.post(ctx, charge)
-	switch {
-	case err != nil:
-		c.counts.failed.Add(1)
-		charge.refuse(err.Error())
-		return false
-	case status/100 == 2:
-		if replayed {
-			c.counts.replayed.Add(1)
-		} else {
-			c.counts.executed.Add(1)
-		}
-		charge.acknowledge(body)
-		return true
-	case status == http.StatusConflict:
-		c.counts.inProgress.Add(1)
-	default:
-		c.counts.failed.Add(1)
-	}
-	charge.refuse(fmt.Sprintf("%d %s", status, bytes.TrimSpace(body)))
-	// Any other 4xx says that no retry can help.
-	return status/100 == 4 && status != http.StatusConflict
-}
-
-func (c *client) post(ctx context.Context, charge *sentCharge) (status int, replayed bool, body []byte, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(charge.body))
-	if err != nil {
-		return 0, false, nil, err
-	}
-	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("Idempotency-Key", charge.key)
-	response, err := c.http.Do(request)
-	if err != nil {
-		return 0, false, nil, err
-	}
-	defer func() { _ = response.Body.Close() }() // read to its end below
-	body, err = io.ReadAll(response.Body)
-	return response.StatusCode, response.Header.Get("Idempotent-Replayed") == "true", body, err
-}
-
-func (s *sentCharge) acknowledge(answer []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.answer == nil {
-		s.answer = answer
-	} else if !bytes.Equal(s.answer, answer) {
-		s.contradicted = true
-	}
-}
-
-func (s *sentCharge) refuse(refusal string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.refusal = refusal
-}
-
-// pause reports false where ctx ended first.
-func pause(ctx context.Context, duration time.Duration) bool {
-	timer := time.NewTimer(duration)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }

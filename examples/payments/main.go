@@ -1,7 +1,9 @@
-// Command payments is samecommit's demo: a small payments API on PostgreSQL, a
-// client that sends every charge many times, and a killer that cuts the API's
-// database connections meanwhile. At the end the tables are audited: did every
-// charge take effect exactly once, and is every answer that was given true?
+// Command payments is samecommit's demo: a small payments API on PostgreSQL, and
+// two things that happen to it. First one charge is sent 1,000 times at once, on
+// few database connections. Then a client sends many charges, each many times,
+// while a killer ends the API's database connections and a cutter drops the
+// server's replies to COMMIT. At the end the tables are audited: did every charge
+// take effect exactly once, and is every answer that was given true?
 //
 //	make demo                 # the safe way: no double effect, no lost answer
 //	make demo ARGS=--naive    # the usual way, to see it go wrong
@@ -37,6 +39,9 @@ type options struct {
 	atOnce    int
 	again     int
 	killEvery time.Duration
+	cutEvery  time.Duration
+	burst     int
+	pool      int
 	timeout   time.Duration
 	address   string
 	json      bool
@@ -68,16 +73,21 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	flags.IntVar(&opts.atOnce, "at-once", 4, "how many `times` each charge is sent at once")
 	flags.IntVar(&opts.again, "again", 2, "how many more `rounds` send every charge again")
 	flags.DurationVar(&opts.killEvery, "kill-every", 20*time.Millisecond, "`pause` between two killed connections; 0 kills none")
-	flags.DurationVar(&opts.timeout, "timeout", time.Minute, "how `long` clients go on before they give up")
+	flags.DurationVar(&opts.cutEvery, "cut-every", 40*time.Millisecond, "`pause` between two connections cut as the reply to a COMMIT passes; 0 cuts none")
+	flags.IntVar(&opts.burst, "burst", 1000, "how many `times` one charge is sent at once before the others; 0 is never")
+	flags.IntVar(&opts.pool, "pool", 8, "how many database `connections` the API has at most")
+	flags.DurationVar(&opts.timeout, "timeout", time.Minute, "how `long` clients of the burst, and of the rest, go on before they give up")
 	flags.StringVar(&opts.address, "addr", "127.0.0.1:0", "`address` that the API listens on; port 0 takes a free one")
 	flags.BoolVar(&opts.json, "json", false, "print the audit as one JSON object")
 	flags.BoolVar(&opts.serve, "serve", false, "run only the API, until ctrl-C, and print curl lines to try")
 	flags.BoolVar(&opts.naive, "naive", false, "keep keys the usual way, in transactions of their own, to see it go wrong")
 	flags.BoolVar(&opts.verbose, "verbose", false, "print why each failed request failed")
 	flags.Usage = func() {
-		_, _ = io.WriteString(stderr, `payments charges accounts over HTTP, sends every charge many times while database
-connections are killed, and audits the tables afterwards. It exits with 1 if any
-charge took effect twice or an acknowledged one is not there.
+		_, _ = io.WriteString(stderr, `payments charges accounts over HTTP: one charge 1,000 times at once, then many
+charges many times each, while database connections are killed and replies to
+COMMIT are lost. It audits the tables afterwards, and exits with 1 if any charge
+took effect twice, an acknowledged one is not there, or no reply to COMMIT was
+lost although some should be.
 
 Usage: make demo ARGS="[flags]"
 
@@ -108,6 +118,12 @@ an engine answers, else from this machine's own PostgreSQL.
 		return nil, refuse("-again is %d; use 0 to 100", opts.again)
 	case opts.killEvery < 0:
 		return nil, refuse("-kill-every is negative; use 0 to kill none")
+	case opts.cutEvery < 0:
+		return nil, refuse("-cut-every is negative; use 0 to cut none")
+	case opts.burst < 0 || opts.burst > 10_000:
+		return nil, refuse("-burst is %d; use 0 to 10000", opts.burst)
+	case opts.pool < 1 || opts.pool > 64:
+		return nil, refuse("-pool is %d; use 1 to 64", opts.pool)
 	case opts.timeout <= 0:
 		return nil, refuse("-timeout is %s; it must be positive", opts.timeout)
 	case opts.serve && opts.json:
@@ -133,7 +149,7 @@ func run(ctx context.Context, opts *options, stdout, stderr io.Writer) int {
 }
 
 func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code int, err error) {
-	db, err := openDatabase(ctx, func(format string, args ...any) {
+	db, err := openDatabase(ctx, opts.pool, func(format string, args ...any) {
 		_, _ = fmt.Fprintf(stderr, "payments: "+format+"\n", args...)
 	})
 	if err != nil {
@@ -152,20 +168,21 @@ func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code in
 	if opts.verbose || opts.serve {
 		logger = slog.New(slog.NewTextHandler(stderr, nil))
 	}
-	pause := handlerPause
+	burst := newBurst(opts.burst, db.lending)
+	work := burst.work
 	if opts.serve {
-		pause = 0
+		work = func(context.Context) {}
 	}
 	var payments charger
 	if opts.naive {
-		payments, err = newNaive(ctx, db.pool, pause)
+		payments, err = newNaive(ctx, db.pool, work)
 	} else {
-		payments, err = newSafe(db.pool, pause)
+		payments, err = newSafe(db.pool, work)
 	}
 	if err != nil {
 		return exitFailed, err
 	}
-	api, err := listen(ctx, opts.address, payments, logger)
+	api, err := listen(ctx, opts.address, burst.watch(payments), db.pool, logger)
 	if err != nil {
 		return exitFailed, err
 	}
@@ -176,45 +193,16 @@ func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code in
 		<-ctx.Done()
 		return exitOK, nil
 	}
-	report, err := loadAndAudit(ctx, opts, db, api.url, before, stderr)
+	if err := burst.run(ctx, api.url, opts.timeout, stderr); err != nil {
+		return exitFailed, err
+	}
+	load := newLoad(opts)
+	if err := load.run(ctx, db, api.url, stderr); err != nil {
+		return exitFailed, err
+	}
+	report, err := audit(ctx, db, load, burst, before)
 	if err != nil {
 		return exitFailed, err
 	}
 	return report.print(opts, stdout, stderr)
-}
-
-// loadAndAudit sends every charge in every round, kills connections until the
-// last round, and then looks at what is in the tables.
-func loadAndAudit(ctx context.Context, opts *options, db *database, url string, before int64, stderr io.Writer) (*report, error) {
-	counts := &counts{}
-	client := newClient(url, counts, opts)
-	defer client.close()
-	killer, err := startKiller(ctx, db, opts.killEvery, counts)
-	if err != nil {
-		return nil, err
-	}
-	progress := startProgress(stderr, counts)
-
-	loadCtx, cancel := context.WithTimeout(ctx, opts.timeout)
-	defer cancel()
-	for round := range 1 + opts.again {
-		if round > 0 && round == opts.again {
-			// The last round is left in peace, so that a charge which nobody
-			// has acknowledged after it is stuck, and not merely unlucky.
-			if err := killer.stop(); err != nil {
-				progress.stop()
-				return nil, err
-			}
-		}
-		client.sendAll(loadCtx, round == 0)
-	}
-	err = killer.stop()
-	progress.stop()
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		return nil, err
-	}
-	return audit(ctx, db, client, counts, before)
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -19,8 +18,8 @@ import (
 // between the second and the third leaves money moved and no answer recorded;
 // the claim is then deleted, or its lease ends, and the retry moves it again.
 type naive struct {
-	pool  *pgxpool.Pool
-	pause time.Duration
+	pool *pgxpool.Pool
+	work func(context.Context)
 }
 
 const naiveSchema = `
@@ -35,11 +34,11 @@ CREATE TABLE naive_keys (
 // goes wrong: a short one overtakes slow work, a long one leaves keys stuck.
 const naiveLease = "150 milliseconds"
 
-func newNaive(ctx context.Context, pool *pgxpool.Pool, pause time.Duration) (*naive, error) {
+func newNaive(ctx context.Context, pool *pgxpool.Pool, work func(context.Context)) (*naive, error) {
 	if _, err := pool.Exec(ctx, naiveSchema); err != nil {
 		return nil, fmt.Errorf("create the naive table of keys: %w", err)
 	}
-	return &naive{pool: pool, pause: pause}, nil
+	return &naive{pool: pool, work: work}, nil
 }
 
 func (n *naive) charge(ctx context.Context, key string, fingerprint idempotency.Fingerprint, request *chargeRequest) (charge Charge, replayed bool, err error) {
@@ -62,7 +61,7 @@ func (n *naive) charge(ctx context.Context, key string, fingerprint idempotency.
 
 	// Commit 2: the work.
 	if err := pgx.BeginFunc(ctx, n.pool, func(tx pgx.Tx) error {
-		charge, err = transfer(ctx, tx, request, n.pause)
+		charge, err = transfer(ctx, tx, request, n.work)
 		return err
 	}); err != nil {
 		return Charge{}, false, n.free(ctx, key, err)
@@ -71,7 +70,7 @@ func (n *naive) charge(ctx context.Context, key string, fingerprint idempotency.
 	// Between the two, real handlers have things to do: render the answer, tell
 	// others, wait for a processor. As long as that takes, money has moved and
 	// no key knows of it.
-	time.Sleep(randomPause(n.pause))
+	n.work(ctx)
 
 	// Commit 3: the answer.
 	answer, err := json.Marshal(charge)

@@ -28,14 +28,17 @@ type database struct {
 	server *pgserver.Server
 	name   string
 	pool   *pgxpool.Pool
+	cutter *cutter
+	// lending knows which of the pool's connections are in use.
+	lending *lending
 }
 
-func openDatabase(ctx context.Context, logf func(string, ...any)) (db *database, err error) {
+func openDatabase(ctx context.Context, connections int, logf func(string, ...any)) (db *database, err error) {
 	server, err := pgserver.Start(ctx, &pgserver.Options{Container: pgcontainer.Start, Logf: logf})
 	if err != nil {
 		return nil, err
 	}
-	db = &database{server: server}
+	db = &database{server: server, cutter: &cutter{}, lending: &lending{lent: map[*pgx.Conn]bool{}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, db.close(context.WithoutCancel(ctx)))
@@ -54,17 +57,21 @@ func openDatabase(ctx context.Context, logf func(string, ...any)) (db *database,
 	}
 	config.ConnConfig.Database = name
 	config.ConnConfig.RuntimeParams["application_name"] = serverName
-	config.MaxConns = 16
+	config.ConnConfig.AfterNetConnect = db.cutter.wrap
+	config.ConnConfig.Tracer = db.lending
+	config.MaxConns = int32(connections) //nolint:gosec // Checked with the flags.
 	if db.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("connect to database %s: %w", name, err)
 	}
 	return db, migrate.Up(ctx, db.pool)
 }
 
-// connect returns a connection of its own, which the killer does not look for.
+// connect returns a connection of its own, which neither killer nor cutter
+// touches.
 func (d *database) connect(ctx context.Context) (*pgx.Conn, error) {
 	config := d.pool.Config().ConnConfig
 	config.RuntimeParams["application_name"] = serverName + "-observer"
+	config.AfterNetConnect = nil
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("connect to database %s: %w", d.name, err)

@@ -16,20 +16,21 @@ type counts struct {
 	inProgress atomic.Int64 // told that a duplicate is running
 	failed     atomic.Int64 // no answer, or 5xx
 	killed     atomic.Int64 // database connections
+	cut        atomic.Int64 // replies to COMMIT
 }
 
 func (c *counts) String() string {
-	return fmt.Sprintf("attempts %d  executed %d  replayed %d  in progress %d  failed %d  killed %d",
-		c.attempts.Load(), c.executed.Load(), c.replayed.Load(), c.inProgress.Load(), c.failed.Load(), c.killed.Load())
+	return fmt.Sprintf("attempts %d  executed %d  replayed %d  in progress %d  failed %d  killed %d  cut %d",
+		c.attempts.Load(), c.executed.Load(), c.replayed.Load(), c.inProgress.Load(), c.failed.Load(), c.killed.Load(), c.cut.Load())
 }
 
-// progress shows the counts while the load runs.
+// progress shows how far something is while it runs.
 type progress struct {
 	stopping chan struct{}
 	stopped  chan struct{}
 }
 
-func startProgress(w io.Writer, counts *counts) *progress {
+func startProgress(w io.Writer, of fmt.Stringer) *progress {
 	p := &progress{stopping: make(chan struct{}), stopped: make(chan struct{})}
 	// One line that is drawn again is for eyes only; a file gets whole lines,
 	// and fewer of them.
@@ -48,7 +49,7 @@ func startProgress(w io.Writer, counts *counts) *progress {
 			case <-p.stopping:
 				running = false
 			}
-			_, _ = fmt.Fprintf(w, format, counts)
+			_, _ = fmt.Fprintf(w, format, of)
 		}
 		if terminal {
 			_, _ = fmt.Fprintln(w)

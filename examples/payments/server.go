@@ -14,6 +14,9 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/samecommit/samecommit/idempotency"
 )
 
@@ -32,14 +35,16 @@ type api struct {
 	ended chan error
 }
 
-func listen(ctx context.Context, address string, payments charger, logger *slog.Logger) (*api, error) {
+func listen(ctx context.Context, address string, payments charger, pool *pgxpool.Pool, logger *slog.Logger) (*api, error) {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s; choose another with -addr: %w", address, err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("POST /charges", &chargeHandler{payments: payments, logger: logger})
+	h := &handler{payments: payments, pool: pool, logger: logger}
+	mux.HandleFunc("POST /charges", h.charge)
+	mux.HandleFunc("GET /accounts/{id}", h.account)
 	a := &api{
 		url:    "http://" + listener.Addr().String(),
 		server: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second},
@@ -63,12 +68,13 @@ func (a *api) close(ctx context.Context) error {
 	return nil
 }
 
-type chargeHandler struct {
+type handler struct {
 	payments charger
+	pool     *pgxpool.Pool
 	logger   *slog.Logger
 }
 
-func (h *chargeHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *handler) charge(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		h.write(w, http.StatusBadRequest, newProblem(http.StatusBadRequest, "body", "The body could not be read", err.Error()))
@@ -93,6 +99,22 @@ func (h *chargeHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.write(w, http.StatusCreated, charge)
 }
 
+// account answers with an account and its balance.
+func (h *handler) account(w http.ResponseWriter, r *http.Request) {
+	// Query and CollectExactlyOneRow give back the error of either.
+	rows, _ := h.pool.Query(r.Context(), "SELECT id, balance FROM accounts WHERE id = $1", r.PathValue("id"))
+	found, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[account])
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		h.fail(w, r, &unknownAccountError{r.PathValue("id")})
+	case err != nil:
+		h.logger.WarnContext(r.Context(), "account not read", "error", err)
+		h.write(w, http.StatusServiceUnavailable, newProblem(http.StatusServiceUnavailable, "unavailable", "The account could not be read", "try again"))
+	default:
+		h.write(w, http.StatusOK, found)
+	}
+}
+
 func parseCharge(body []byte) (*chargeRequest, error) {
 	var request chargeRequest
 	decoder := json.NewDecoder(bytes.NewReader(body))
@@ -115,7 +137,7 @@ func newProblem(status int, kind, title, detail string) *problem {
 	return &problem{Type: "/problems/" + kind, Title: title, Status: status, Detail: detail}
 }
 
-func (h *chargeHandler) fail(w http.ResponseWriter, r *http.Request, err error) {
+func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	var param *idempotency.ParamError
 	var running *idempotency.InProgressError
 	var funds *InsufficientFundsError
@@ -149,7 +171,7 @@ func (h *chargeHandler) fail(w http.ResponseWriter, r *http.Request, err error) 
 	h.write(w, p.Status, p)
 }
 
-func (h *chargeHandler) write(w http.ResponseWriter, status int, value any) {
+func (h *handler) write(w http.ResponseWriter, status int, value any) {
 	contentType := "application/json"
 	if _, ok := value.(*problem); ok {
 		contentType = "application/problem+json"
