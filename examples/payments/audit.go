@@ -110,20 +110,11 @@ func audit(ctx context.Context, db *database, load *load, burst *burst, before i
 	return r, nil
 }
 
-func (r *report) ok(opts *options) bool {
-	return r.Effects == r.Requested && r.DoubleEffects == 0 && r.LostAcks == 0 && r.stuck == 0 && r.BalanceOK &&
-		r.burstOK() && !r.uncut(opts)
+func (r *report) ok() bool {
+	// One copy of the burst was executed, and all others got its answer.
+	burstOK := r.BurstRequested == 0 || r.BurstExecuted == 1 && r.BurstReplayed >= int64(r.BurstRequested)-1
+	return r.Effects == r.Requested && r.DoubleEffects == 0 && r.LostAcks == 0 && r.stuck == 0 && r.BalanceOK && burstOK
 }
-
-// burstOK reports whether one copy of the burst was executed and all others got
-// its answer.
-func (r *report) burstOK() bool {
-	return r.BurstRequested == 0 || r.BurstExecuted == 1 && r.BurstReplayed >= int64(r.BurstRequested)-1
-}
-
-// uncut reports whether no reply to COMMIT was cut although some should be. Such
-// a run shows nothing.
-func (r *report) uncut(opts *options) bool { return opts.cutEvery > 0 && r.CommitsCut == 0 }
 
 func (r *report) print(opts *options, stdout, stderr io.Writer) (code int, err error) {
 	if opts.json {
@@ -136,18 +127,17 @@ func (r *report) print(opts *options, stdout, stderr io.Writer) (code int, err e
 	}
 	code, verdict := exitFailed, ""
 	switch {
-	case r.ok(opts) && opts.naive:
-		code, verdict = exitOK, "Nothing went wrong this time, by luck: try a larger -n or a smaller -kill-every."
-	case r.ok(opts):
-		code, verdict = exitOK, "Every charge took effect exactly once, and every answer was true."
-	case opts.naive:
+	case !r.ok() && opts.naive:
 		verdict = "It went wrong, which is what --naive is for: key, money and answer are three commits,\n" +
 			"and connections died between them. Without --naive they are one."
-	default:
+	case !r.ok():
 		verdict = "Something is off: this is a bug in samecommit. Please report it with the lines above."
-	}
-	if r.uncut(opts) {
-		verdict = "No reply to COMMIT passed that could be cut, so this run shows nothing about lost ones.\n" + verdict
+	case opts.cutEvery > 0 && r.CommitsCut == 0:
+		verdict = "Nothing is off, but no reply to COMMIT was cut, so this run proves nothing about lost ones."
+	case opts.naive:
+		code, verdict = exitOK, "Nothing went wrong this time, by luck: try a larger -n, or a smaller -kill-every or -cut-every."
+	default:
+		code, verdict = exitOK, "Every charge took effect exactly once, and every answer was true."
 	}
 	if r.stuck > 0 {
 		verdict = fmt.Sprintf("%d charges were not acknowledged within %s; the last answer to one of them: %s\n%s", r.stuck, opts.timeout, r.lastRefusal, verdict)

@@ -126,8 +126,8 @@ func (b *burst) run(ctx context.Context, url string, limit time.Duration, stderr
 
 func (b *burst) String() string {
 	now, _ := b.lending.inUse()
-	return fmt.Sprintf("one charge %d times at once  arrived %d  acknowledged %d  connections in use %d  unrelated requests %d",
-		b.size, b.arrivals.Load(), b.counts.executed.Load()+b.counts.replayed.Load(), now, b.served.Load())
+	return fmt.Sprintf("one charge %d times at once  attempts %d  acknowledged %d  connections in use %d  unrelated requests %d",
+		b.size, b.counts.attempts.Load(), b.counts.executed.Load()+b.counts.replayed.Load(), now, b.served.Load())
 }
 
 // latencies are sorted.

@@ -60,12 +60,13 @@ type cutConn struct {
 
 func (c *cutConn) Read(data []byte) (int, error) {
 	n, err := c.Conn.Read(data)
-	c.tail = append(c.tail, data[:n]...)
-	if bytes.Contains(c.tail, commitReply) && c.cutter.due() {
-		_ = c.Conn.Close() // what is left of it is nobody's concern
+	seen := append(c.tail, data[:n]...)
+	committed := bytes.Contains(seen, commitReply)
+	// One byte less than a reply, so that none is seen twice.
+	c.tail = append(c.tail[:0], seen[max(0, len(seen)-len(commitReply)+1):]...)
+	if committed && c.cutter.due() {
+		_ = c.Close() // what is left of it is nobody's concern
 		return 0, io.ErrUnexpectedEOF
 	}
-	// One byte less than a reply, so that none is seen twice.
-	c.tail = append(c.tail[:0], c.tail[max(0, len(c.tail)-len(commitReply)+1):]...)
 	return n, err
 }
