@@ -34,7 +34,7 @@ func newBench(t testing.TB, pool *pgxpool.Pool, storeConfig *pgxstore.Config, co
 }
 
 // openBench is newBench on a database that has the table for effects.
-func openBench(t *testing.T, pool *pgxpool.Pool, storeConfig *pgxstore.Config, config *idempotency.Config) *bench {
+func openBench(t testing.TB, pool *pgxpool.Pool, storeConfig *pgxstore.Config, config *idempotency.Config) *bench {
 	t.Helper()
 	store := pgxstore.New(pool, storeConfig)
 	client, err := idempotency.NewClient(store, config)

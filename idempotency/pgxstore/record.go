@@ -122,8 +122,12 @@ func (s *Store) get(ctx context.Context, q txhelper.Querier, key idempotency.Key
 		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNotFound}
 	}
 	if found.unfinished() {
-		if err := s.unfinishedError(ctx, q, key); !errors.Is(err, idempotency.ErrNested) {
+		own, err := s.isOwn(ctx, q, found)
+		if err != nil {
 			return nil, s.explain(key, "get", err)
+		}
+		if !own {
+			return nil, strayError(key)
 		}
 	}
 	return found.record()

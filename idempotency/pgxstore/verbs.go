@@ -114,7 +114,7 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 			return &idempotency.Outcome{State: idempotency.InProgress}, nil
 		}
 		if seen.unfinished() {
-			own, err := s.queries.KeyIsOwn(ctx, q, &db.KeyIsOwnParams{ClaimID: seen.ClaimID, LockID: lockID(params.Key)})
+			own, err := s.isOwn(ctx, q, seen)
 			if err != nil {
 				return nil, err
 			}
@@ -144,6 +144,11 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 		}
 	}
 	return &idempotency.Outcome{State: idempotency.InProgress}, nil
+}
+
+// isOwn reports whether the transaction of q has begun the unfinished row.
+func (s *Store) isOwn(ctx context.Context, q txhelper.Querier, unfinished *row) (bool, error) {
+	return s.queries.KeyIsOwn(ctx, q, &db.KeyIsOwnParams{LockID: lockID(unfinished.key), ClaimID: unfinished.ClaimID})
 }
 
 // unfinishedError tells a key that this transaction has begun before from one
