@@ -10,7 +10,7 @@ import (
 )
 
 // A tenant for the policies of row-level security, from the request's context.
-func ExampleConfig_settings() { //nolint:testableexamples // It needs a database.
+func ExampleConfig_settings() {
 	type tenantKey struct{} // set by the code that authenticates
 
 	var pool *pgxpool.Pool
