@@ -122,7 +122,7 @@ func TestDemo(t *testing.T) {
 			{[]string{"--help"}, 0, "-naive"},
 			{[]string{"-n", "0"}, 2, "-n is 0"},
 			{[]string{"-burst", "-1"}, 2, "-burst is -1"},
-			{[]string{"-burst", "10001"}, 2, "-burst is 10001"},
+			{[]string{"-burst", "5001"}, 2, "-burst is 5001"},
 			{[]string{"-pool", "0"}, 2, "-pool is 0"},
 			{[]string{"-cut-every", "-1ms"}, 2, "-cut-every is negative"},
 			{[]string{"--serve", "--json"}, 2, "use one of them"},

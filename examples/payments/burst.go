@@ -138,7 +138,7 @@ func measure(ctx context.Context, client *http.Client, url string, served func()
 	for start := time.Now(); time.Since(start) < burstHold; {
 		sent := time.Now()
 		if err := get(ctx, client, url); err != nil {
-			return nil, fmt.Errorf("read a balance beside the burst: %w", err)
+			return nil, fmt.Errorf("read a balance beside the burst; where ulimit -n is low, use a smaller -burst: %w", err)
 		}
 		l = append(l, time.Since(sent))
 		if served != nil {

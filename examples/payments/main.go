@@ -120,8 +120,8 @@ an engine answers, else from this machine's own PostgreSQL.
 		return nil, refuse("-kill-every is negative; use 0 to kill none")
 	case opts.cutEvery < 0:
 		return nil, refuse("-cut-every is negative; use 0 to cut none")
-	case opts.burst < 0 || opts.burst > 10_000:
-		return nil, refuse("-burst is %d; use 0 to 10000", opts.burst)
+	case opts.burst < 0 || opts.burst > 5000: // each takes two of the process's files
+		return nil, refuse("-burst is %d; use 0 to 5000", opts.burst)
 	case opts.pool < 1 || opts.pool > 64:
 		return nil, refuse("-pool is %d; use 1 to 64", opts.pool)
 	case opts.timeout <= 0:
