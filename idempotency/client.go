@@ -26,7 +26,11 @@ func NewClient[TTx any](store TxStore[TTx], config *Config) (*Client[TTx], error
 	if err != nil {
 		return nil, err
 	}
-	return &Client[TTx]{store: store, config: withDefaults, gate: gate{maxWaiters: withDefaults.MaxWaiters}}, nil
+	perCaller, ok := store.(PerCallerStore)
+	return &Client[TTx]{store: store, config: withDefaults, gate: gate{
+		maxWaiters: withDefaults.MaxWaiters,
+		perCaller:  ok && perCaller.PerCaller(),
+	}}, nil
 }
 
 // Get returns the record of a completed key, or of one held by a lease. It is

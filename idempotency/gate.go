@@ -20,6 +20,8 @@ const answerGrace = time.Second
 // It saves connections and nothing else: what may run, the store decides.
 type gate struct {
 	maxWaiters int
+	// perCaller keeps answers from being shared. See PerCallerStore.
+	perCaller bool
 
 	mu      sync.Mutex
 	queues  map[Key]*queue
@@ -280,6 +282,9 @@ func (p *pass) quit(w *waiter) (heard news, told bool) {
 // tellAnswer gives the answer to everybody who waits; one that pauses finds it
 // when this call leaves. Calls that come later ask the store again.
 func (p *pass) tellAnswer(record *Record) {
+	if p.gate.perCaller {
+		return
+	}
 	p.gate.mu.Lock()
 	defer p.gate.mu.Unlock()
 	q := p.queue

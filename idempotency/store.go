@@ -103,6 +103,15 @@ type Store interface {
 	DeleteExpired(ctx context.Context, limit int) (int, error)
 }
 
+// PerCallerStore is what a TxStore also is where the context of a call decides
+// which records it may read, as under row-level security.
+type PerCallerStore interface {
+	// PerCaller reports whether that is so. Calls of one client that wait for
+	// one key then ask the store themselves, one after the other, instead of
+	// sharing an answer.
+	PerCaller() bool
+}
+
 // TxStore is a Store that can also hold keys by a transaction of type TTx: the
 // claim, the caller's writes and the answer commit together or not at all.
 type TxStore[TTx any] interface {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -461,6 +462,56 @@ func TestRowLevelSecurityWallsOffTenants(t *testing.T) {
 }
 
 // Names of tenants that other forms of the policy would let through.
+// Calls that wait for one key share its answer, but not with a call that could
+// not have read it.
+func TestRowLevelSecurityWallsOffWaitingCalls(t *testing.T) {
+	t.Parallel()
+	w := newWalled(t)
+	arrived := &arrivals{}
+	b := benchOn(t, w.pool(t, w.app), &pgxstore.Config{Settings: tenantSettings})
+	client, err := idempotency.NewClient(b.store, &idempotency.Config{Tracer: arrived})
+	if err != nil {
+		t.Fatal(err)
+	}
+	running, release := make(chan struct{}), make(chan struct{})
+	do := func(ctx context.Context, answer string) (idempotency.Result[string], error) {
+		params := scoped("b", "k")
+		params.Wait = time.Minute
+		return idempotency.Do(ctx, client, params, func(ctx context.Context, tx pgx.Tx) (string, error) {
+			if answer == "b's" {
+				close(running)
+				<-release
+			}
+			return answer, effect(ctx, tx, answer)
+		})
+	}
+	var calls sync.WaitGroup
+	calls.Go(func() {
+		if _, err := do(asTenant(t.Context(), "b"), "b's"); err != nil {
+			t.Error(err)
+		}
+	})
+	<-running
+	for i := range 10 {
+		tenant := []string{"a", "b"}[i%2]
+		calls.Go(func() {
+			result, err := do(asTenant(t.Context(), tenant), "stolen")
+			switch {
+			case tenant == "b" && (err != nil || result.Value != "b's" || !result.Replayed):
+				t.Errorf("b: %+v, %v; want a replay", result, err)
+			case tenant == "a" && (!errors.Is(err, pgxstore.ErrInsufficientPrivilege) || result.Value != ""):
+				t.Errorf("a: %+v, %v; want ErrInsufficientPrivilege", result, err)
+			}
+		})
+	}
+	waitFor(t, func() bool { return arrived.Load() == 11 })
+	close(release)
+	calls.Wait()
+	if n := b.effects(t, "stolen"); n != 0 {
+		t.Errorf("%d effects of refused calls", n)
+	}
+}
+
 func TestPolicyComparesWholeTenants(t *testing.T) {
 	t.Parallel()
 	w := newWalled(t)

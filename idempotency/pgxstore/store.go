@@ -78,7 +78,10 @@ type Store struct {
 	settings       func(ctx context.Context) (map[string]string, error)
 }
 
-var _ idempotency.TxStore[pgx.Tx] = (*Store)(nil)
+var (
+	_ idempotency.TxStore[pgx.Tx] = (*Store)(nil)
+	_ idempotency.PerCallerStore  = (*Store)(nil)
+)
 
 // New returns a store on database. A nil config means all defaults.
 func New(database DB, config *Config) *Store {
@@ -106,6 +109,10 @@ func New(database DB, config *Config) *Store {
 	}
 	return store
 }
+
+// PerCaller reports whether Config.Settings is set. See
+// idempotency.PerCallerStore.
+func (s *Store) PerCaller() bool { return s.settings != nil }
 
 // Begin claims the key under a lease. See idempotency.Verbs.
 func (s *Store) Begin(ctx context.Context, params *idempotency.BeginParams) (outcome *idempotency.Outcome, err error) {
