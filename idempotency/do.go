@@ -33,12 +33,12 @@ func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 		return Result[T]{}, err
 	}
 	executed := false
-	outcome, err = client.gate.do(ctx, op.begin, params.waitOr(config.Wait), func(running func()) (outcome *Outcome, err error) {
+	outcome, err = client.gate.do(ctx, op.begin, params.waitOr(config.Wait), func(running func()) (outcome *Outcome, _ bool, err error) {
 		outcome, executed, err = client.store.Run(ctx, op.begin, func(ctx context.Context, tx TTx) (*Response, error) {
 			running()
 			return op.body(ctx, tx)
 		})
-		return outcome, err
+		return outcome, executed, err
 	})
 	if err != nil {
 		return Result[T]{}, err

@@ -39,6 +39,8 @@ type queue struct {
 	lookedAt   time.Time
 	retryAfter time.Duration
 	answer     *Record
+	// goodAt is a time at which, or after which, the answer was certainly good.
+	goodAt time.Time
 }
 
 // waiter is a call that waits for its turn, or for what others find out. It is
@@ -73,10 +75,10 @@ type pass struct {
 // for this one, or the wait is over; then it returns an *InProgressError. ask
 // calls running once nobody else needs to wait for what it finds out.
 func (g *gate) do(ctx context.Context, params *BeginParams, wait time.Duration,
-	ask func(running func()) (*Outcome, error),
+	ask func(running func()) (outcome *Outcome, executed bool, err error),
 ) (*Outcome, error) {
 	if wait <= 0 {
-		outcome, err := ask(func() {})
+		outcome, _, err := ask(func() {})
 		if err == nil && outcome.State == InProgress {
 			err = newInProgressError(params.Key, outcome.RetryAfter, nil)
 		}
@@ -97,12 +99,16 @@ func (g *gate) do(ctx context.Context, params *BeginParams, wait time.Duration,
 			}
 		}
 		asked := time.Now()
-		outcome, err := ask(p.running)
+		outcome, executed, err := ask(p.running)
 		if err != nil {
 			return nil, err
 		}
 		if outcome.State != InProgress {
-			p.tellAnswer(outcome.Record)
+			goodAt := asked
+			if executed && time.Since(asked) < params.TTL {
+				goodAt = time.Now() // it was recorded since, and has not expired
+			}
+			p.tellAnswer(outcome.Record, goodAt)
 			return outcome, nil
 		}
 		p.tellInProgress(asked, outcome.RetryAfter)
@@ -227,7 +233,7 @@ func (p *pass) line() (*waiter, *Record, error) {
 	p.gate.mu.Lock()
 	defer p.gate.mu.Unlock()
 	switch {
-	case p.queue.answer != nil:
+	case p.queue.answerFor(p.came) != nil:
 		return nil, p.queue.answer, nil
 	case !p.queue.asking:
 		p.queue.asking, p.turn = true, true
@@ -279,24 +285,28 @@ func (p *pass) quit(w *waiter) (heard news, told bool) {
 	return news{}, false
 }
 
-// tellAnswer gives the answer to everybody who waits; one that pauses finds it
-// when this call leaves. Calls that come later ask the store again.
-func (p *pass) tellAnswer(record *Record) {
+// tellAnswer gives the answer to those who wait; one that pauses finds it when
+// this call leaves. Calls that come later ask the store again, and so do those
+// that came since goodAt: the answer may have expired before they came.
+func (p *pass) tellAnswer(record *Record, goodAt time.Time) {
 	if p.gate.perCaller {
 		return
 	}
 	p.gate.mu.Lock()
 	defer p.gate.mu.Unlock()
 	q := p.queue
-	if q.answer != nil {
+	if q.answer != nil && !goodAt.After(q.goodAt) {
 		return
 	}
-	q.answer = record.clone()
+	q.answer, q.goodAt = record.clone(), goodAt
 	p.gate.forget(p.key, q)
-	for _, w := range q.waiters {
-		p.gate.tell(w, news{answer: q.answer})
-	}
-	q.waiters = nil
+	q.waiters = slices.DeleteFunc(q.waiters, func(w *waiter) bool {
+		answer := q.answerFor(w.came)
+		if answer != nil {
+			p.gate.tell(w, news{answer: answer})
+		}
+		return answer != nil
+	})
 }
 
 // tellInProgress tells it to those whose wait is over.
@@ -310,14 +320,14 @@ func (p *pass) tellInProgress(asked time.Time, retryAfter time.Duration) {
 func (p *pass) answer() *Record {
 	p.gate.mu.Lock()
 	defer p.gate.mu.Unlock()
-	return p.queue.answer
+	return p.queue.answerFor(p.came)
 }
 
 // pause waits for the given time, or until there is a reason to ask at once.
 func (p *pass) pause(ctx context.Context, duration time.Duration) error {
 	wake := make(chan struct{})
 	p.gate.mu.Lock()
-	if p.queue.answer == nil {
+	if p.queue.answerFor(p.came) == nil {
 		p.queue.wake = wake
 	} else {
 		close(wake)
@@ -357,6 +367,14 @@ func (g *gate) forget(key Key, q *queue) {
 	if g.queues[key] == q {
 		delete(g.queues, key)
 	}
+}
+
+// answerFor returns the answer that a call which came then may share, or nil.
+func (q *queue) answerFor(came time.Time) *Record {
+	if came.After(q.goodAt) {
+		return nil
+	}
+	return q.answer
 }
 
 // ask ends the pause of the call that asks the store.

@@ -22,6 +22,8 @@ type watchedStore struct {
 	// silent lets Run return only when its context ends, like a database that
 	// does not answer.
 	silent atomic.Bool
+	// replyAfter is how long a reply is on its way, in nanoseconds.
+	replyAfter atomic.Int64
 }
 
 func (s *watchedStore) Run(ctx context.Context, params *idempotency.BeginParams, fn func(context.Context, *memstore.Tx) (*idempotency.Response, error)) (*idempotency.Outcome, bool, error) {
@@ -34,7 +36,12 @@ func (s *watchedStore) Run(ctx context.Context, params *idempotency.BeginParams,
 		<-ctx.Done()
 		return nil, false, context.Cause(ctx)
 	}
-	return s.Store.Run(ctx, params, fn)
+	late := time.Duration(s.replyAfter.Load())
+	outcome, executed, err := s.Store.Run(ctx, params, fn)
+	if late > 0 {
+		time.Sleep(late)
+	}
+	return outcome, executed, err
 }
 
 // gateBench is a client, the store that it asks, and an operation that runs
@@ -402,5 +409,39 @@ func TestGateIsPerKey(t *testing.T) {
 				t.Errorf("%+v; want a run", result)
 			}
 		}
+	})
+}
+
+// An answer that was on its way for long may have expired before a call came
+// that would share it.
+func TestSharedAnswerIsNoOlderThanTheCall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, nil)
+		short := waiting(time.Minute)
+		short.TTL = 2 * time.Second
+		first := b.start(t.Context(), b.client, short)
+		b.release <- nil
+		if result := <-first; result.err != nil {
+			t.Fatal(result.err)
+		}
+		b.store.replyAfter.Store(int64(10 * time.Second))
+		replay := b.start(t.Context(), b.client, waiting(time.Minute))
+		time.Sleep(short.TTL)
+		b.store.replyAfter.Store(0)
+		for range 2 { // the second shares what the first finds out
+			late := waiting(time.Minute)
+			late.Fingerprint = idempotency.FingerprintOf("another request")
+			result := b.start(t.Context(), b.client, late)
+			defer func() {
+				if result := <-result; result.err != nil || string(result.Value) != "run 2" {
+					t.Errorf("%+v; want a run: the answer had expired before the call", result)
+				}
+			}()
+		}
+		if result := <-replay; result.err != nil || string(result.Value) != "run 1" {
+			t.Errorf("%+v; want a replay: the answer was good when the store looked", result)
+		}
+		b.release <- nil
 	})
 }
