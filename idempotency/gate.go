@@ -327,10 +327,10 @@ func (p *pass) answer() *Record {
 func (p *pass) pause(ctx context.Context, duration time.Duration) error {
 	wake := make(chan struct{})
 	p.gate.mu.Lock()
-	if p.queue.answerFor(p.came) == nil {
-		p.queue.wake = wake
-	} else {
+	if p.queue.hurries(p.came) {
 		close(wake)
+	} else {
+		p.queue.wake = wake
 	}
 	p.gate.mu.Unlock()
 	timer := time.NewTimer(duration)
@@ -375,6 +375,12 @@ func (q *queue) answerFor(came time.Time) *Record {
 		return nil
 	}
 	return q.answer
+}
+
+// hurries reports whether the call that came then has no time to pause: it has
+// an answer, or others, whose wait is over, need a newer look.
+func (q *queue) hurries(came time.Time) bool {
+	return q.answerFor(came) != nil || slices.ContainsFunc(q.waiters, func(w *waiter) bool { return w.over })
 }
 
 // ask ends the pause of the call that asks the store.

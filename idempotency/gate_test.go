@@ -208,6 +208,32 @@ func TestInProgressIsNoOlderThanTheCall(t *testing.T) {
 	})
 }
 
+// A look that is too old for a call whose wait has ended is followed by another
+// at once: the call does not have the time of a pause.
+func TestPauseIsNotAtTheCostOfAWaitThatHasEnded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, nil)
+		holder := b.start(t.Context(), b.anotherProcess(t, nil), waiting(time.Minute))
+		synctest.Wait()
+		b.store.replyAfter.Store(int64(5 * time.Second))
+		watcher := b.start(t.Context(), b.client, waiting(time.Minute))
+		time.Sleep(time.Second)
+		b.store.replyAfter.Store(0)
+		came := time.Now()
+		late := b.start(t.Context(), b.client, waiting(3500*time.Millisecond))
+		if result := <-late; !errors.Is(result.err, idempotency.ErrInProgress) {
+			t.Errorf("%+v; want ErrInProgress", result)
+		}
+		if waited := time.Since(came); waited != 4*time.Second {
+			t.Errorf("waited %s; want 4s, when the look of the watcher was back", waited)
+		}
+		b.release <- nil
+		<-holder
+		<-watcher
+	})
+}
+
 func TestNextInLineRunsWhenTheKeyIsFreed(t *testing.T) {
 	t.Parallel()
 	failure := errors.New("failure")
