@@ -45,8 +45,9 @@ func ExampleParams_wait() {
 	}
 
 	<-running
-	params.Wait = idempotency.NoWait
-	_, err = idempotency.Do(ctx, client, params, charge)
+	hasty := params
+	hasty.Wait = idempotency.NoWait
+	_, err = idempotency.Do(ctx, client, hasty, charge)
 	if inProgress, ok := errors.AsType[*idempotency.InProgressError](err); ok {
 		fmt.Println("in progress; try again in", inProgress.RetryAfter)
 	}

@@ -35,6 +35,8 @@ type queue struct {
 	waiters []*waiter
 	// wake ends the pause of the call that asks; nil where it does not pause.
 	wake chan struct{}
+	// hurried says that there was a reason to ask again since the last look began.
+	hurried bool
 	// lookedAt is when the last look began that found the key in progress.
 	lookedAt   time.Time
 	retryAfter time.Duration
@@ -98,7 +100,7 @@ func (g *gate) do(ctx context.Context, params *BeginParams, wait time.Duration,
 				return replay(params, answer)
 			}
 		}
-		asked := time.Now()
+		asked := p.look()
 		outcome, executed, err := ask(p.running)
 		if err != nil {
 			return nil, err
@@ -167,6 +169,14 @@ func (p *pass) leave() {
 	if p.queue.calls == 0 {
 		p.gate.forget(p.key, p.queue)
 	}
+}
+
+// look begins a look at the store, newer than every reason for one so far.
+func (p *pass) look() time.Time {
+	p.gate.mu.Lock()
+	defer p.gate.mu.Unlock()
+	p.queue.wake, p.queue.hurried = nil, false
+	return time.Now()
 }
 
 func (p *pass) running() {
@@ -327,10 +337,10 @@ func (p *pass) answer() *Record {
 func (p *pass) pause(ctx context.Context, duration time.Duration) error {
 	wake := make(chan struct{})
 	p.gate.mu.Lock()
-	if p.queue.hurries(p.came) {
-		close(wake)
-	} else {
+	if p.queue.answerFor(p.came) == nil && !p.queue.hurried {
 		p.queue.wake = wake
+	} else {
+		close(wake)
 	}
 	p.gate.mu.Unlock()
 	timer := time.NewTimer(duration)
@@ -377,14 +387,9 @@ func (q *queue) answerFor(came time.Time) *Record {
 	return q.answer
 }
 
-// hurries reports whether the call that came then has no time to pause: it has
-// an answer, or others, whose wait is over, need a newer look.
-func (q *queue) hurries(came time.Time) bool {
-	return q.answerFor(came) != nil || slices.ContainsFunc(q.waiters, func(w *waiter) bool { return w.over })
-}
-
-// ask ends the pause of the call that asks the store.
+// ask ends the pause of the call that asks the store, or leaves out its next one.
 func (q *queue) ask() {
+	q.hurried = true
 	if q.wake != nil {
 		close(q.wake)
 		q.wake = nil

@@ -22,8 +22,10 @@ type watchedStore struct {
 	// silent lets Run return only when its context ends, like a database that
 	// does not answer.
 	silent atomic.Bool
-	// replyAfter is how long a reply is on its way, in nanoseconds.
+	// replyAfter is how long a reply is on its way, in nanoseconds; latency is that
+	// of a reply that a key is in progress.
 	replyAfter atomic.Int64
+	latency    time.Duration
 }
 
 func (s *watchedStore) Run(ctx context.Context, params *idempotency.BeginParams, fn func(context.Context, *memstore.Tx) (*idempotency.Response, error)) (*idempotency.Outcome, bool, error) {
@@ -38,6 +40,9 @@ func (s *watchedStore) Run(ctx context.Context, params *idempotency.BeginParams,
 	}
 	late := time.Duration(s.replyAfter.Load())
 	outcome, executed, err := s.Store.Run(ctx, params, fn)
+	if err == nil && outcome.State == idempotency.InProgress {
+		late += s.latency
+	}
 	if late > 0 {
 		time.Sleep(late)
 	}
@@ -286,6 +291,67 @@ func TestNextInLineRunsWhenTheKeyIsFreed(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What makes the call that watches ask again can happen while the reply to its
+// last question is under way.
+func TestReasonToAskAgainIsNotLost(t *testing.T) {
+	t.Parallel()
+	const latency = 10 * time.Millisecond
+	// asking returns when a question has just been sent, after pauses have become
+	// as long as they get.
+	asking := func(b *gateBench) {
+		time.Sleep(5 * time.Second)
+		for before := b.store.asked.Load(); b.store.asked.Load() == before; {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	t.Run("the key is freed", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := newGateBench(t, nil)
+			b.store.latency = latency
+			failure := errors.New("failure")
+			first := b.start(t.Context(), b.client, waiting(time.Minute))
+			synctest.Wait()
+			watcher := b.start(t.Context(), b.client, waiting(time.Minute))
+			asking(b)
+			freed := time.Now()
+			b.release <- failure
+			if err := (<-first).err; !errors.Is(err, failure) {
+				t.Error(err)
+			}
+			b.release <- nil // the watcher runs now
+			if result := <-watcher; result.err != nil || result.Replayed {
+				t.Errorf("%+v; want a run", result)
+			}
+			if waited := time.Since(freed); waited > latency {
+				t.Errorf("a free key was claimed after %s", waited)
+			}
+		})
+	})
+	t.Run("a wait is over", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			b := newGateBench(t, nil)
+			b.store.latency = latency
+			first := b.start(t.Context(), b.client, waiting(time.Minute))
+			synctest.Wait()
+			watcher := b.start(t.Context(), b.client, waiting(time.Minute))
+			asking(b)
+			came := time.Now()
+			_, err := b.do(t.Context(), b.client, waiting(time.Millisecond))
+			if !errors.Is(err, idempotency.ErrInProgress) {
+				t.Errorf("got %v; want ErrInProgress", err)
+			}
+			if waited := time.Since(came); waited > 2*latency {
+				t.Errorf("a wait of 1 ms took %s; want the rest of one question and another", waited)
+			}
+			b.release <- nil
+			<-first
+			<-watcher
+		})
+	})
 }
 
 func TestWaitingEndsWithTheContext(t *testing.T) {
