@@ -324,3 +324,32 @@ func TestKilledBackends(t *testing.T) {
 		t.Errorf("%d keys with an effect, %d with two, after %d kills; want %d and 0", effects, doubles, kills, keys)
 	}
 }
+
+// A pool that was failed over to a standby which lags does not see the commit,
+// and gets the lock: locks are not replicated. Neither says anything about the
+// primary. The stand-in is another database, empty and read-only.
+func TestLostReplyIsNotResolvedByAStandby(t *testing.T) {
+	t.Parallel()
+	standby := pgtest.Config(t).ConnConfig.Database
+	proxy := &commitProxy{afterCommit: true}
+	config := proxy.cutConfig(t, pgtest.Config(t))
+	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // every COMMIT is sent as text
+	primary := poolWith(t, config.Copy())
+	config.BeforeConnect = func(_ context.Context, conn *pgx.ConnConfig) error {
+		if proxy.cuts.Load() > 0 {
+			conn.Database, conn.RuntimeParams["default_transaction_read_only"] = standby, "on"
+		}
+		return nil
+	}
+	b := newBench(t, poolWith(t, config), &pgxstore.Config{ResolveTimeout: 200 * time.Millisecond}, nil)
+	proxy.armed.Store(true)
+	result, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k"))
+	if !errors.Is(err, idempotency.ErrOutcomeUnknown) || errors.Is(err, idempotency.ErrReadOnly) {
+		t.Errorf("%+v, %v; want ErrOutcomeUnknown, as the commit has succeeded", result, err)
+	}
+	again := openBench(t, primary, nil, nil)
+	result, err = idempotency.Do(t.Context(), again.client, params("k"), mustNotRun(t, "k"))
+	if err != nil || !result.Replayed || again.effects(t, "k") != 1 {
+		t.Errorf("%+v, %v, %d effects on the primary; want a replay of one", result, err, again.effects(t, "k"))
+	}
+}

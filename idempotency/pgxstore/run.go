@@ -240,7 +240,7 @@ func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitEr
 	defer cancel()
 	// The look must be newer than the lock, which needs a snapshot for each.
 	options := r.store.options
-	options.TxOptions = pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+	options.TxOptions = pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: options.TxOptions.AccessMode}
 	cause := error(ambiguous)
 	for poll := firstResolvePoll; r.store.canReconnect(); poll = min(2*poll, longestResolvePoll) {
 		again := &run{store: r.store, params: r.params, claimID: idempotency.NewClaimID()}
@@ -249,7 +249,8 @@ func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitEr
 		cancelTry()
 		if err == nil {
 			transaction.Rollback(resolveCtx)
-			outcome, executed, settled, err := r.settle(again.seen, lock.Locked)
+			// A standby has locks of its own, and may not have the row yet.
+			outcome, executed, settled, err := r.settle(again.seen, lock.Locked && !lock.ReadOnly)
 			if settled {
 				return outcome, executed, err
 			}
