@@ -78,7 +78,8 @@ func (e *ParamError) Error() string {
 func (e *ParamError) Is(target error) bool { return target == ErrInvalidParams }
 
 // KeyError is an error about a key. Err is, or wraps, one of this package's
-// sentinels.
+// sentinels, or the cause of the end of a context in which a call of Do waited
+// and had heard nothing of the key.
 type KeyError struct {
 	// Key is the key; printing it prints a hash.
 	Key Key

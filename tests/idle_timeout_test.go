@@ -103,7 +103,8 @@ func TestSilentNetworkFreesTheKey(t *testing.T) {
 			config.MaxConns = 4
 			lost := &network{}
 			b := openBench(t, poolWith(t, lost.through(config)), &pgxstore.Config{
-				IdleTimeout: 300 * time.Millisecond, CommitTimeout: 200 * time.Millisecond, ResolveTimeout: 3 * time.Second,
+				// A quarter of ResolveTimeout must do for a new connection, on a busy machine too.
+				IdleTimeout: 300 * time.Millisecond, CommitTimeout: 200 * time.Millisecond, ResolveTimeout: 12 * time.Second,
 			}, nil)
 			t.Cleanup(func() { lost.end(t) }) // before the pool is closed
 			holdConnections(t, b.pool, 1+idle)

@@ -3,6 +3,7 @@ package pgxstore_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"time"
 
@@ -32,9 +33,14 @@ func ExampleConfig_outcomeUnknown() {
 	}
 
 	http.HandleFunc("POST /charges", func(w http.ResponseWriter, r *http.Request) {
-		_, err := idempotency.Do(r.Context(), client, idempotency.Params{
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+		if err != nil {
+			http.Error(w, "cannot read the request", http.StatusBadRequest)
+			return
+		}
+		_, err = idempotency.Do(r.Context(), client, idempotency.Params{
 			Key:         idempotency.Key{Scope: "tenant-7/charge", ID: r.Header.Get("Idempotency-Key")},
-			Fingerprint: idempotency.FingerprintOf("POST /charges"),
+			Fingerprint: idempotency.FingerprintOf("POST /charges", string(body)),
 		}, func(ctx context.Context, tx pgx.Tx) (int64, error) { return move(ctx, tx) })
 		switch {
 		case errors.Is(err, idempotency.ErrOutcomeUnknown), errors.Is(err, idempotency.ErrOverloaded):
