@@ -577,6 +577,21 @@ func TestPolicyThatHidesWhatItLetsIn(t *testing.T) {
 	}
 }
 
+// A policy's own error is not taken for the sign that a transaction has ended,
+// though it has the same SQLSTATE.
+func TestPolicyThatFails(t *testing.T) {
+	t.Parallel()
+	w := newWalled(t)
+	w.exec(t, w.admin, `DROP POLICY idempotency_tenant ON idempotency_keys;
+		CREATE POLICY idempotency_tenant ON idempotency_keys USING (current_setting('app.tenant', true)::uuid IS NOT NULL)`)
+	b := benchOn(t, w.pool(t, w.app), &pgxstore.Config{Settings: tenantSettings})
+	_, err := idempotency.Do(asTenant(t.Context(), ""), b.client, scoped("a", "k"), charge("k"))
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || pgErr.Code != "22P02" || errors.Is(err, idempotency.ErrOwned) {
+		t.Errorf("got %v; want the policy's 22P02, and not ErrOwned", err)
+	}
+}
+
 func TestLostReplyToCommitUnderRowLevelSecurity(t *testing.T) {
 	t.Parallel()
 	w := newWalled(t)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -43,6 +44,16 @@ const (
 // guard is the constraint that keeps a key which was begun and not completed
 // from being committed.
 const guard = "idempotency_keys_completed_before_commit"
+
+// endedText is what KeyInsertCompleted and KeyReplaceCompleted take for a status
+// where the transaction that did the work has ended. PostgreSQL's message quotes
+// it in every language, and that of a policy or trigger does not.
+const endedText = "the transaction that did the work has ended"
+
+func saysEnded(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == codeInvalidText && strings.Contains(pgErr.Message, endedText)
+}
 
 func sqlState(err error) string {
 	var pgErr *pgconn.PgError

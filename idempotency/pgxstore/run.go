@@ -172,10 +172,10 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 	}
 	// Ours is known by its position: a constraint of the caller's, deferred to
 	// the commit, may raise the same codes.
-	switch sqlState(insertErr) {
-	case codeUniqueViolation, codeDivisionByZero, codeLockTimeout:
+	switch state := sqlState(insertErr); {
+	case state == codeUniqueViolation, state == codeDivisionByZero, state == codeLockTimeout:
 		return r.afterFailure(ctx, errTryAgain)
-	case codeInvalidText:
+	case saysEnded(insertErr):
 		return r.afterFailure(ctx, txhelper.ErrEnded)
 	default:
 		return r.afterFailure(ctx, r.explain(err))
