@@ -50,7 +50,8 @@ type BatchItem struct {
 	// where it comes again in the same batch.
 	State State
 	// Record is what to replay when State is Completed. Batch.Complete sets it
-	// where State is New, and where such a key comes again.
+	// where State is New, and where such a key comes again; both then have the
+	// same Record.
 	Record *Record
 	// RetryAfter is, when State is InProgress, how long to wait before the next
 	// try; positive.

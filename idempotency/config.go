@@ -21,8 +21,9 @@ type Config struct {
 	// Wait is how long Do waits for another holder of the key where Params.Wait
 	// is zero. Defaults to 2 seconds; NoWait fails at once.
 	Wait time.Duration
-	// MaxWaiters is how many calls of Do, of all keys together, may wait in this
-	// process for others to finish; one more fails at once with ErrOverloaded.
+	// MaxWaiters is how many calls of Do, of all keys together, may wait in
+	// memory for other calls of this client; one more fails at once with
+	// ErrOverloaded.
 	// Defaults to 10,000.
 	MaxWaiters int
 	// MaxResponseSize is the largest answer that is recorded, in bytes. A larger

@@ -116,6 +116,16 @@ func (r *report) ok() bool {
 	return r.Effects == r.Requested && r.DoubleEffects == 0 && r.LostAcks == 0 && r.stuck == 0 && r.BalanceOK && burstOK
 }
 
+// onlySlow reports whether all that is off is that time ran out for some charges.
+func (r *report) onlySlow() bool {
+	inTime := *r
+	inTime.Requested, inTime.stuck = r.Effects, 0
+	if r.BurstExecuted <= 1 {
+		inTime.BurstRequested = 0
+	}
+	return r.stuck > 0 && r.Requested-r.Effects <= r.stuck && r.Effects <= r.Requested && inTime.ok()
+}
+
 func (r *report) print(opts *options, stdout, stderr io.Writer) (code int, err error) {
 	if opts.json {
 		err = json.NewEncoder(stdout).Encode(r)
@@ -130,6 +140,9 @@ func (r *report) print(opts *options, stdout, stderr io.Writer) (code int, err e
 	case !r.ok() && opts.naive:
 		verdict = "It went wrong, which is what --naive is for: key, money and answer are three commits,\n" +
 			"and connections died between them. Without --naive they are one."
+	case !r.ok() && r.onlySlow():
+		verdict = "Nothing is wrong with what was answered, but not every charge was: give it a longer -timeout,\n" +
+			"or a larger -kill-every."
 	case !r.ok():
 		verdict = "Something is off: this is a bug in samecommit. Please report it with the lines above."
 	case opts.cutEvery > 0 && r.CommitsCut == 0:
@@ -140,7 +153,11 @@ func (r *report) print(opts *options, stdout, stderr io.Writer) (code int, err e
 		code, verdict = exitOK, "Every charge took effect exactly once, and every answer was true."
 	}
 	if r.stuck > 0 {
-		verdict = fmt.Sprintf("%d charges were not acknowledged within %s; the last answer to one of them: %s\n%s", r.stuck, opts.timeout, r.lastRefusal, verdict)
+		last := ""
+		if r.lastRefusal != "" {
+			last = "; the last answer to one of them: " + r.lastRefusal
+		}
+		verdict = fmt.Sprintf("%d charges were not acknowledged within %s%s\n%s", r.stuck, opts.timeout, last, verdict)
 	}
 	_, err = fmt.Fprintln(stderr, verdict)
 	return code, err
