@@ -1,0 +1,46 @@
+package pgcut
+
+import "fmt"
+
+// Direction is a side that sends messages.
+type Direction byte
+
+// The two sides.
+const (
+	Frontend Direction = 'F'
+	Backend  Direction = 'B'
+)
+
+// Mode is a way in which a connection ends.
+type Mode string
+
+// The three ways.
+const (
+	// Reset is a TCP reset on both sides.
+	Reset Mode = "reset"
+	// Close is an orderly end. The server still works on what it has got.
+	Close Mode = "close"
+	// Silence lets nothing pass any more and tells nobody. The server's side
+	// stays open, also when the client closes, until Cutter.Close.
+	Silence Mode = "silence"
+)
+
+// Point is where and how to cut.
+type Point struct {
+	From Direction
+	// Number is the message at which to cut, counted from 1 for each direction,
+	// over all connections together.
+	Number int
+	// After lets that message pass first.
+	After bool
+	Mode  Mode
+}
+
+// String returns, for example, "F12 before reset".
+func (p Point) String() string {
+	when := "before"
+	if p.After {
+		when = "after"
+	}
+	return fmt.Sprintf("%c%d %s %s", p.From, p.Number, when, p.Mode)
+}
