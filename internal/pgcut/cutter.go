@@ -18,6 +18,7 @@ type Cutter struct {
 	messages []Message
 	point    *Point
 	cut      *Cut
+	done     chan struct{}
 	conns    []*conn
 	drains   sync.WaitGroup
 }
@@ -74,11 +75,13 @@ func (c *Cutter) wrap(server net.Conn) *conn {
 }
 
 // Arm lets the cutter cut at the point, once. Messages are recorded and counted
-// anew from here. A nil point only records.
-func (c *Cutter) Arm(point *Point) {
+// anew from here. A nil point only records. The channel is closed at the cut.
+func (c *Cutter) Arm(point *Point) <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.point, c.cut, c.messages, c.counts = point, nil, nil, make(map[Direction]int)
+	c.done = make(chan struct{})
+	return c.done
 }
 
 // Messages returns what has passed, or was to pass when it was cut, since Arm.
@@ -141,6 +144,7 @@ func (c *Cutter) see(conn *conn, from Direction, raw []byte, first bool) (pass, 
 			Ambiguous: conn.progress.commit, Unsynced: conn.progress.unsynced,
 		}
 		c.point = nil
+		close(c.done)
 	}
 	return pass, cut
 }

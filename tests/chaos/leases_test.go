@@ -1,0 +1,230 @@
+package chaos_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// leaseAnswer classifies what a verb of a lease returned. Each commits by
+// itself, so that an error of the connection leaves it open.
+func leaseAnswer(id string, err error) answer {
+	switch {
+	case err == nil:
+		return answer{kind: executed, id: id}
+	case errors.Is(err, idempotency.ErrClaimLost):
+		return answer{kind: failed, err: err}
+	}
+	return answer{kind: unknown, err: err}
+}
+
+func (tr *trial) beginParams(lease time.Duration) *idempotency.BeginParams {
+	params := tr.params()
+	return &idempotency.BeginParams{Key: params.Key, Fingerprint: params.Fingerprint, TTL: time.Hour, Lease: lease}
+}
+
+func leased(ctx context.Context, tr *trial) error { return tr.lease(ctx, time.Minute) }
+
+// abandoned leaves a claim whose lease has ended.
+func abandoned(ctx context.Context, tr *trial) error {
+	if err := tr.lease(ctx, time.Millisecond); err != nil {
+		return err
+	}
+	tr.former, tr.claim = tr.claim, nil
+	_, err := tr.pool.Exec(ctx, `SELECT pg_sleep(0.002)`)
+	return err
+}
+
+func (tr *trial) lease(ctx context.Context, lease time.Duration) error {
+	outcome, err := tr.store.Begin(ctx, tr.beginParams(lease))
+	if err == nil {
+		tr.claim = outcome.Claim
+	}
+	return err
+}
+
+// completed is the id of the effect made under the lease.
+func (tr *trial) completed() string { return tr.key + " completed" }
+
+// complete makes the effect and completes the claim in one transaction of a
+// good connection.
+func (tr *trial) complete(ctx context.Context, claim *idempotency.Claim, id string) error {
+	return pgx.BeginFunc(ctx, tr.pool, func(tx pgx.Tx) error {
+		if err := tr.effect(ctx, tx, id); err != nil {
+			return err
+		}
+		_, err := tr.client.WithTx(tx).Complete(ctx, claim, response(id))
+		return err
+	})
+}
+
+// mustReplay checks that the next call gets the effect of the given id.
+func (tr *trial) mustReplay(ctx context.Context, id string) error {
+	next := tr.next(ctx, idempotency.NoWait)
+	if next.kind != replayed || next.id != id {
+		return fmt.Errorf("the next call got %v, want a replay of %q", next, id)
+	}
+	return tr.auditRecord(ctx, next)
+}
+
+// mustRun checks that the next call runs, at the latest when a lease that
+// nobody heard of has ended.
+func (tr *trial) mustRun(ctx context.Context) error {
+	next := tr.next(ctx, shortLease+margin)
+	if next.kind != executed {
+		return fmt.Errorf("the next call got %v, want a run", next)
+	}
+	return tr.auditRecord(ctx, next)
+}
+
+func claimLease(ctx context.Context, tr *trial) answer {
+	outcome, err := tr.cutStore.Begin(ctx, tr.beginParams(shortLease))
+	if err == nil && outcome.State != idempotency.New {
+		err = fmt.Errorf("the key is %v", outcome.State)
+	}
+	if err == nil {
+		tr.claim = outcome.Claim
+	}
+	return leaseAnswer("", err)
+}
+
+func auditClaim(ctx context.Context, tr *trial, got answer) (bool, error) {
+	found, err := tr.store.Get(ctx, tr.params().Key)
+	if err != nil && !errors.Is(err, idempotency.ErrNotFound) {
+		return false, err
+	}
+	if got.kind == executed {
+		if err := tr.complete(ctx, tr.claim, tr.completed()); err != nil {
+			return false, fmt.Errorf("a claim that was granted cannot be completed: %w", err)
+		}
+		return true, tr.mustReplay(ctx, tr.completed())
+	}
+	return found != nil, tr.mustRun(ctx)
+}
+
+func auditTakeover(ctx context.Context, tr *trial, got answer) (bool, error) {
+	found, err := tr.store.Get(ctx, tr.params().Key)
+	if err != nil {
+		return false, err
+	}
+	taken := found.ClaimID != tr.former.ID
+	if got.kind == executed && (!taken || found.ClaimID != tr.claim.ID || found.Attempt != 2) {
+		return taken, fmt.Errorf("the key was taken over, but its claim is attempt %d", found.Attempt)
+	}
+	err = tr.complete(ctx, tr.former, tr.key+" former")
+	switch {
+	case !taken && err != nil:
+		return false, fmt.Errorf("nobody took the key over, but its holder cannot complete: %w", err)
+	case !taken:
+		return false, tr.mustReplay(ctx, tr.key+" former")
+	case !errors.Is(err, idempotency.ErrClaimLost):
+		return true, fmt.Errorf("the former holder got %w, want ErrClaimLost", err)
+	case got.kind == executed:
+		if err := tr.complete(ctx, tr.claim, tr.completed()); err != nil {
+			return true, err
+		}
+		return true, tr.mustReplay(ctx, tr.completed())
+	}
+	return true, tr.mustRun(ctx)
+}
+
+func extendLease(ctx context.Context, tr *trial) answer {
+	extended, err := tr.cutStore.Extend(ctx, tr.claim, time.Hour)
+	if err == nil {
+		tr.extended = extended
+	}
+	return leaseAnswer("", err)
+}
+
+func auditExtend(ctx context.Context, tr *trial, got answer) (bool, error) {
+	found, err := tr.store.Get(ctx, tr.params().Key)
+	if err != nil {
+		return false, err
+	}
+	if got.kind == executed && !found.LockedUntil.Equal(tr.extended.LockedUntil) {
+		return false, fmt.Errorf("the lease ends at %v, the holder was told %v", found.LockedUntil, tr.extended.LockedUntil)
+	}
+	if err := tr.complete(ctx, tr.claim, tr.completed()); err != nil {
+		return false, fmt.Errorf("the holder cannot complete: %w", err)
+	}
+	return !found.LockedUntil.Equal(tr.claim.LockedUntil), tr.mustReplay(ctx, tr.completed())
+}
+
+// leasedEffect is leased, and what was to be done elsewhere under the lease is done.
+func leasedEffect(ctx context.Context, tr *trial) error {
+	if err := leased(ctx, tr); err != nil {
+		return err
+	}
+	return pgx.BeginFunc(ctx, tr.pool, func(tx pgx.Tx) error { return tr.effect(ctx, tx, tr.completed()) })
+}
+
+func completeLease(ctx context.Context, tr *trial) answer {
+	_, err := tr.cutStore.Complete(ctx, tr.claim, response(tr.completed()))
+	return leaseAnswer(tr.completed(), err)
+}
+
+func completeLeaseInTx(ctx context.Context, tr *trial) answer {
+	err := txhelper.Run(ctx, tr.behind, tr.options, func(ctx context.Context, tx pgx.Tx) error {
+		if err := tr.effect(ctx, tx, tr.completed()); err != nil {
+			return err
+		}
+		_, err := tr.cutClient.WithTx(tx).Complete(ctx, tr.claim, response(tr.completed()))
+		return err
+	})
+	return answerOf(tr.completed(), false, err)
+}
+
+func auditCompletion(again func(ctx context.Context, tr *trial) error) func(ctx context.Context, tr *trial, got answer) (bool, error) {
+	return func(ctx context.Context, tr *trial, got answer) (bool, error) {
+		found, err := tr.store.Get(ctx, tr.params().Key)
+		if err != nil {
+			return false, err
+		}
+		done := found.State == idempotency.Completed
+		if done && found.ClaimID != tr.claim.ID || !done && got.kind == executed || done && got.kind == failed {
+			return done, fmt.Errorf("the record is %v", found.State)
+		}
+		// What a holder does who did not hear.
+		if err := again(ctx, tr); errors.Is(err, idempotency.ErrClaimLost) != done || !done && err != nil {
+			return done, fmt.Errorf("completing again: %w", err)
+		}
+		return done, tr.mustReplay(ctx, tr.completed())
+	}
+}
+
+var auditComplete = auditCompletion(func(ctx context.Context, tr *trial) error {
+	_, err := tr.store.Complete(ctx, tr.claim, response(tr.completed()))
+	return err
+})
+
+var auditCompleteInTx = auditCompletion(func(ctx context.Context, tr *trial) error {
+	err := tr.complete(ctx, tr.claim, tr.completed())
+	var duplicate *pgconn.PgError
+	if errors.As(err, &duplicate) && duplicate.Code == "23505" {
+		return idempotency.ErrClaimLost // the effect is there, which comes first
+	}
+	return err
+})
+
+func releaseLease(ctx context.Context, tr *trial) answer {
+	return leaseAnswer("", tr.cutStore.Release(ctx, tr.claim))
+}
+
+func auditRelease(ctx context.Context, tr *trial, got answer) (bool, error) {
+	_, err := tr.store.Get(ctx, tr.params().Key)
+	gone := errors.Is(err, idempotency.ErrNotFound)
+	if err != nil && !gone || got.kind == executed && !gone {
+		return gone, fmt.Errorf("the released key: %w", err)
+	}
+	if err := tr.store.Release(ctx, tr.claim); errors.Is(err, idempotency.ErrClaimLost) != gone || !gone && err != nil {
+		return gone, fmt.Errorf("releasing again: %w", err)
+	}
+	return gone, tr.mustRun(ctx)
+}
