@@ -15,6 +15,8 @@ type flow struct {
 	name string
 	// everyLevel asks for all isolation levels and not the default only.
 	everyLevel bool
+	// everyMode asks for all exec modes and not the two that differ most.
+	everyMode bool
 	// statements says that each of its statements commits by itself.
 	statements bool
 	// cold has the flow open its connection.
@@ -129,7 +131,7 @@ func response(id string) *idempotency.Response {
 }
 
 var flows = []*flow{
-	{name: "Do-new", everyLevel: true, commits: true, run: doNew, answers: []kind{executed}},
+	{name: "Do-new", everyLevel: true, everyMode: true, commits: true, run: doNew, answers: []kind{executed}},
 	{name: "Do-new-connection", cold: true, commits: true, run: doNew, answers: []kind{executed}},
 	{name: "Do-replay", everyLevel: true, prepare: record, run: doNew, answers: []kind{replayed}},
 	{

@@ -29,6 +29,9 @@ const (
 	shortLease = 500 * time.Millisecond
 	// margin is how long after its holder's end a key may still be held.
 	margin = time.Second
+	// attempts is how often serializable trials may be in each other's way: they
+	// share two small tables, and the silent ones keep their locks for long.
+	attempts = 50
 	// trialTimeout ends a trial in which something hangs.
 	trialTimeout = 30 * time.Second
 )
@@ -179,8 +182,8 @@ func newTrial(ctx context.Context, v *variant, l *lab, silent bool) (*trial, err
 	if err := tr.cutter.Install(&config.ConnConfig.Config); err != nil {
 		return nil, err
 	}
-	tr.options = &txhelper.Options{TxOptions: pgx.TxOptions{IsoLevel: v.level}}
-	storeConfig := &pgxstore.Config{TxOptions: tr.options.TxOptions, IdleTimeout: idleTimeout}
+	tr.options = &txhelper.Options{TxOptions: pgx.TxOptions{IsoLevel: v.level}, MaxAttempts: attempts}
+	storeConfig := &pgxstore.Config{TxOptions: tr.options.TxOptions, MaxAttempts: attempts, IdleTimeout: idleTimeout}
 	if silent {
 		storeConfig.CommitTimeout = patience
 		storeConfig.ResolveTimeout = 10 * patience
