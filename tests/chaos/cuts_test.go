@@ -194,8 +194,11 @@ func (c *cuts) enumerate(ctx context.Context, v *variant) ([]*job, error) {
 	}
 	first, last := commitFlight(v.flow, messages)
 	var jobs []*job
-	for _, m := range messages {
+	for i, m := range messages {
 		for _, after := range []bool{false, true} {
+			if after && i+1 < len(messages) && messages[i+1].From == m.From {
+				continue // the same as before the next one
+			}
 			for _, mode := range modes {
 				point := pgcut.Point{From: m.From, Number: m.Number, After: after, Mode: mode}
 				jobs = append(jobs, &job{v, point, m.From == pgcut.Frontend && first <= m.Number && m.Number <= last})

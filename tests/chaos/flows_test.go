@@ -2,6 +2,8 @@ package chaos_test
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -125,6 +127,67 @@ func beginAndComplete(ctx context.Context, tr *trial) answer {
 	return answerOf(id, false, err)
 }
 
+// keys are those of a batch, the trial's own first.
+func (tr *trial) keys() []string { return []string{tr.key, tr.key + " second", tr.key + " third"} }
+
+// of is the trial as one of another key, with the runs that it had.
+func (tr *trial) of(key string) *trial {
+	other := *tr
+	other.key, other.runs = key, nil
+	for _, run := range tr.runs {
+		other.runs = append(other.runs, effectRun{key + strings.TrimPrefix(run.id, tr.key), run.beforeCut})
+	}
+	return &other
+}
+
+func beginMany(ctx context.Context, tr *trial) answer {
+	id, err := txhelper.RunValue(ctx, tr.behind, tr.options, func(ctx context.Context, tx pgx.Tx) (string, error) {
+		var params []idempotency.Params
+		for _, key := range tr.keys() {
+			params = append(params, tr.of(key).params())
+		}
+		batch, err := tr.cutClient.WithTx(tx).BeginMany(ctx, params)
+		if err != nil {
+			return "", err
+		}
+		id, err := tr.operation(ctx, tx)
+		if err != nil {
+			return "", err
+		}
+		for i, item := range batch.Items {
+			if item.State != idempotency.New {
+				return "", idempotency.ErrInProgress
+			}
+			itemID := item.Key.ID + strings.TrimPrefix(id, tr.key)
+			if i > 0 {
+				if err := tr.of(item.Key.ID).effect(ctx, tx, itemID); err != nil {
+					return "", err
+				}
+			}
+			item.Response = response(itemID)
+		}
+		return id, batch.Complete(ctx)
+	})
+	return answerOf(id, false, err)
+}
+
+// auditMany checks every key of the batch, and that all of them or none have
+// been completed.
+func auditMany(ctx context.Context, tr *trial, got answer) (committed bool, err error) {
+	for i, key := range tr.keys() {
+		of := answer{kind: got.kind, id: key + strings.TrimPrefix(got.id, tr.key), err: got.err}
+		done, err := tr.of(key).audit(ctx, of)
+		if err == nil && i > 0 && done != committed {
+			err = fmt.Errorf("the batch is completed in part: %q: %t", key, done)
+		}
+		if err != nil {
+			return committed, err
+		}
+		committed = done
+	}
+	return committed, nil
+}
+
 // response is what Do would record of the id.
 func response(id string) *idempotency.Response {
 	return &idempotency.Response{Type: "json:string", Body: []byte(`"` + id + `"`)}
@@ -169,8 +232,7 @@ var flows = []*flow{
 	{name: "DoTx-new", everyLevel: true, commits: true, run: doTx, answers: []kind{executed}},
 	{name: "DoTx-replay", prepare: record, run: doTx, answers: []kind{replayed}},
 	{name: "Begin-Complete", everyLevel: true, commits: true, run: beginAndComplete, answers: []kind{executed}},
-	// MULTI-KEY: BeginMany and Complete of several keys in one transaction come
-	// here, as a flow like Begin-Complete, once they are there.
+	{name: "BeginMany-Complete", everyLevel: true, commits: true, run: beginMany, audit: auditMany, answers: []kind{executed}},
 	{name: "lease-claim", statements: true, commits: true, run: claimLease, audit: auditClaim, answers: []kind{executed}},
 	{name: "lease-extend", statements: true, commits: true, prepare: leased, run: extendLease, audit: auditExtend, answers: []kind{executed}},
 	{name: "lease-complete", statements: true, commits: true, prepare: leasedEffect, run: completeLease, audit: auditComplete, answers: []kind{executed}},
