@@ -25,6 +25,9 @@ const (
 	idleTimeout = 500 * time.Millisecond
 	// patience is how long a client that fell silent is waited for.
 	patience = 100 * time.Millisecond
+	// commitPatience is the same for a commit. A shorter one would run out on a
+	// busy machine, where nothing has been cut.
+	commitPatience = 500 * time.Millisecond
 	// shortLease is how long a claim lasts that nobody heard of.
 	shortLease = 500 * time.Millisecond
 	// margin is how long after its holder's end a key may still be held.
@@ -185,10 +188,10 @@ func newTrial(ctx context.Context, v *variant, l *lab, silent bool) (*trial, err
 	tr.options = &txhelper.Options{TxOptions: pgx.TxOptions{IsoLevel: v.level}, MaxAttempts: attempts}
 	storeConfig := &pgxstore.Config{TxOptions: tr.options.TxOptions, MaxAttempts: attempts, IdleTimeout: idleTimeout}
 	if silent {
-		storeConfig.CommitTimeout = patience
-		storeConfig.ResolveTimeout = 10 * patience
-		tr.options.CommitTimeout = patience
-		tr.options.RollbackTimeout = patience
+		storeConfig.CommitTimeout = commitPatience
+		storeConfig.ResolveTimeout = 2 * commitPatience
+		tr.options.CommitTimeout = commitPatience
+		tr.options.RollbackTimeout = commitPatience
 	}
 	var err error
 	if tr.behind, err = pgxpool.NewWithConfig(ctx, config); err != nil {
