@@ -2,6 +2,7 @@ package chaos_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -19,6 +20,8 @@ type flow struct {
 	everyLevel bool
 	// everyMode asks for all exec modes and not the two that differ most.
 	everyMode bool
+	// ownTx says that its transaction is the caller's.
+	ownTx bool
 	// statements says that each of its statements commits by itself.
 	statements bool
 	// cold has the flow open its connection.
@@ -90,12 +93,21 @@ func auditHeld(ctx context.Context, tr *trial, got answer) (bool, error) {
 	return tr.audit(ctx, got)
 }
 
+// ownAnswer is answerOf for a transaction of the caller's.
+func ownAnswer(id string, err error) answer {
+	var ambiguous *txhelper.AmbiguousCommitError
+	if errors.As(err, &ambiguous) {
+		return answer{kind: unknown, err: err}
+	}
+	return answerOf(id, false, err)
+}
+
 // inOwnTx is a caller's transaction around fn. The answer holds once it has
 // committed.
 func inOwnTx(ctx context.Context, tr *trial, fn func(ctx context.Context, tx pgx.Tx) (idempotency.TxResult[string], error)) answer {
 	done, err := txhelper.RunValue(ctx, tr.behind, tr.options, fn)
 	if err != nil {
-		return answerOf("", false, err)
+		return ownAnswer("", err)
 	}
 	result, err := done.Answer()
 	return answerOf(result.Value, result.Replayed, err)
@@ -124,7 +136,7 @@ func beginAndComplete(ctx context.Context, tr *trial) answer {
 		_, err = verbs.Complete(ctx, outcome.Claim, response(id))
 		return id, err
 	})
-	return answerOf(id, false, err)
+	return ownAnswer(id, err)
 }
 
 // keys are those of a batch, the trial's own first.
@@ -168,7 +180,7 @@ func beginMany(ctx context.Context, tr *trial) answer {
 		}
 		return id, batch.Complete(ctx)
 	})
-	return answerOf(id, false, err)
+	return ownAnswer(id, err)
 }
 
 // auditMany checks every key of the batch, and that all of them or none have
@@ -229,14 +241,14 @@ var flows = []*flow{
 		answers: []kind{refused},
 	},
 	{name: "Do-expired", everyLevel: true, commits: true, prepare: expire, run: doNew, answers: []kind{executed}},
-	{name: "DoTx-new", everyLevel: true, commits: true, run: doTx, answers: []kind{executed}},
-	{name: "DoTx-replay", prepare: record, run: doTx, answers: []kind{replayed}},
-	{name: "Begin-Complete", everyLevel: true, commits: true, run: beginAndComplete, answers: []kind{executed}},
-	{name: "BeginMany-Complete", everyLevel: true, commits: true, run: beginMany, audit: auditMany, answers: []kind{executed}},
+	{name: "DoTx-new", ownTx: true, everyLevel: true, commits: true, run: doTx, answers: []kind{executed}},
+	{name: "DoTx-replay", ownTx: true, prepare: record, run: doTx, answers: []kind{replayed}},
+	{name: "Begin-Complete", ownTx: true, everyLevel: true, commits: true, run: beginAndComplete, answers: []kind{executed}},
+	{name: "BeginMany-Complete", ownTx: true, everyLevel: true, commits: true, run: beginMany, audit: auditMany, answers: []kind{executed}},
 	{name: "lease-claim", statements: true, commits: true, run: claimLease, audit: auditClaim, answers: []kind{executed}},
 	{name: "lease-extend", statements: true, commits: true, prepare: leased, run: extendLease, audit: auditExtend, answers: []kind{executed}},
 	{name: "lease-complete", statements: true, commits: true, prepare: leasedEffect, run: completeLease, audit: auditComplete, answers: []kind{executed}},
-	{name: "lease-complete-in-tx", everyLevel: true, commits: true, prepare: leased, run: completeLeaseInTx, audit: auditCompleteInTx, answers: []kind{executed}},
+	{name: "lease-complete-in-tx", ownTx: true, everyLevel: true, commits: true, prepare: leased, run: completeLeaseInTx, audit: auditCompleteInTx, answers: []kind{executed}},
 	{name: "lease-release", statements: true, commits: true, prepare: leased, run: releaseLease, audit: auditRelease, answers: []kind{executed}},
 	{name: "lease-takeover", statements: true, commits: true, prepare: abandoned, run: claimLease, audit: auditTakeover, answers: []kind{executed}},
 	{name: "sweep", statements: true, alone: true, commits: true, prepare: litter, run: sweep, audit: auditSweep, answers: []kind{executed}},

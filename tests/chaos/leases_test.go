@@ -178,7 +178,7 @@ func completeLeaseInTx(ctx context.Context, tr *trial) answer {
 		_, err := tr.cutClient.WithTx(tx).Complete(ctx, tr.claim, response(tr.completed()))
 		return err
 	})
-	return answerOf(tr.completed(), false, err)
+	return ownAnswer(tr.completed(), err)
 }
 
 func auditCompletion(again func(ctx context.Context, tr *trial) error) func(ctx context.Context, tr *trial, got answer) (bool, error) {

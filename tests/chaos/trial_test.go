@@ -120,14 +120,13 @@ func (a answer) String() string { return fmt.Sprintf("%s %q (%v)", a.kind, a.id,
 
 // answerOf classifies what a call returned.
 func answerOf(id string, isReplay bool, err error) answer {
-	var ambiguous *txhelper.AmbiguousCommitError
 	var final *refusal
 	switch {
 	case err == nil && isReplay:
 		return answer{kind: replayed, id: id}
 	case err == nil:
 		return answer{kind: executed, id: id}
-	case errors.Is(err, idempotency.ErrOutcomeUnknown), errors.As(err, &ambiguous):
+	case errors.Is(err, idempotency.ErrOutcomeUnknown):
 		return answer{kind: unknown, err: err}
 	case errors.Is(err, idempotency.ErrInProgress):
 		return answer{kind: inProgress, err: err}
@@ -178,8 +177,10 @@ func newTrial(ctx context.Context, v *variant, l *lab, silent bool) (*trial, err
 	config := l.config.Copy()
 	config.MaxConns = 2
 	config.ConnConfig.DefaultQueryExecMode = v.mode
-	// The transactions of callers need what the store sets for its own.
-	config.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = fmt.Sprint(idleTimeout.Milliseconds())
+	if v.flow.ownTx {
+		// What the store sets for its own transactions.
+		config.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = fmt.Sprint(idleTimeout.Milliseconds())
+	}
 	tr.name = fmt.Sprintf("cut %d", lastTrial.Add(1))
 	config.ConnConfig.RuntimeParams["application_name"] = tr.name
 	if err := tr.cutter.Install(&config.ConnConfig.Config); err != nil {
