@@ -164,7 +164,7 @@ func (c *conn) release() error {
 // sever ends the server's side as the mode says.
 func (c *conn) sever() {
 	switch c.cut() {
-	case Reset:
+	case Reset, Outage:
 		if tcp, ok := c.Conn.(*net.TCPConn); ok {
 			_ = tcp.SetLinger(0)
 		}

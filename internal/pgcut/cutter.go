@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -56,6 +57,9 @@ func (c *Cutter) Install(config *pgconn.Config) error {
 		dial = (&net.Dialer{}).DialContext
 	}
 	config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if c.isDown() {
+			return nil, syscall.ECONNREFUSED
+		}
 		server, err := dial(ctx, network, address)
 		if err != nil {
 			return nil, err
@@ -63,6 +67,11 @@ func (c *Cutter) Install(config *pgconn.Config) error {
 		return c.wrap(server), nil
 	}
 	return nil
+}
+
+func (c *Cutter) isDown() bool {
+	cut := c.Cut()
+	return cut != nil && cut.Point.Mode == Outage
 }
 
 func (c *Cutter) wrap(server net.Conn) *conn {

@@ -97,7 +97,7 @@ func (s *server) serve(conn net.Conn) {
 	}
 }
 
-func (s *server) connect(t *testing.T, cutter *pgcut.Cutter) *pgconn.PgConn {
+func (s *server) config(t *testing.T, cutter *pgcut.Cutter) *pgconn.Config {
 	t.Helper()
 	config, err := pgconn.ParseConfig("postgres://u@" + s.address + "/d?sslmode=disable&max_protocol_version=3.0")
 	if err != nil {
@@ -106,7 +106,12 @@ func (s *server) connect(t *testing.T, cutter *pgcut.Cutter) *pgconn.PgConn {
 	if err := cutter.Install(config); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := pgconn.ConnectConfig(t.Context(), config)
+	return config
+}
+
+func connect(t *testing.T, s *server, cutter *pgcut.Cutter) *pgconn.PgConn {
+	t.Helper()
+	conn, err := pgconn.ConnectConfig(t.Context(), s.config(t, cutter))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +131,7 @@ func commit(ctx context.Context, conn *pgconn.PgConn) error {
 func TestMessagesAreRecorded(t *testing.T) {
 	t.Parallel()
 	cutter := &pgcut.Cutter{}
-	conn := newServer(t).connect(t, cutter)
+	conn := connect(t, newServer(t), cutter)
 	if err := commit(t.Context(), conn); err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +179,7 @@ func TestEveryPointIsCut(t *testing.T) {
 				t.Parallel()
 				s := newServer(t)
 				cutter := &pgcut.Cutter{}
-				conn := s.connect(t, cutter)
+				conn := connect(t, s, cutter)
 				cutter.Arm(&point)
 				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 				defer cancel()
@@ -233,7 +238,7 @@ func TestRequestCutInItsMidst(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	cutter := &pgcut.Cutter{}
-	conn := s.connect(t, cutter)
+	conn := connect(t, s, cutter)
 	// Parse, Bind, Describe, Execute, Sync in one write.
 	cutter.Arm(&pgcut.Point{From: pgcut.Frontend, Number: 4, After: true, Mode: pgcut.Close})
 	if result := conn.ExecParams(t.Context(), "commit", nil, nil, nil, nil).Read(); !errors.Is(result.Err, io.ErrUnexpectedEOF) {
@@ -242,6 +247,29 @@ func TestRequestCutInItsMidst(t *testing.T) {
 	waitForEvent(t, s, "closed", "commit", "execute", "cancel")
 	if cut := cutter.Cut(); cut == nil || !cut.Unsynced || cut.Unanswered || !cut.Ambiguous || cut.Message.Type != 'E' {
 		t.Errorf("cut %+v, want Unsynced and Ambiguous at the Execute", cut)
+	}
+}
+
+func TestOutageRefusesConnections(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	cutter := &pgcut.Cutter{}
+	conn := connect(t, s, cutter)
+	cutter.Arm(&pgcut.Point{From: pgcut.Backend, Number: 1, Mode: pgcut.Outage})
+	if err := commit(t.Context(), conn); err == nil {
+		t.Error("the connection was not cut")
+	}
+	config := s.config(t, cutter)
+	if _, err := pgconn.ConnectConfig(t.Context(), config); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("got %v, want a refusal", err)
+	}
+	cutter.Arm(nil)
+	again, err := pgconn.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

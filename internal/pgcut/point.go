@@ -14,7 +14,7 @@ const (
 // Mode is a way in which a connection ends.
 type Mode string
 
-// The three ways.
+// The ways.
 const (
 	// Reset is a TCP reset on both sides.
 	Reset Mode = "reset"
@@ -23,6 +23,8 @@ const (
 	// Silence lets nothing pass any more and tells nobody. The server's side
 	// stays open, also when the client closes, until Cutter.Close.
 	Silence Mode = "silence"
+	// Outage is Reset, and every later attempt to connect is refused.
+	Outage Mode = "outage"
 )
 
 // Point is where and how to cut.

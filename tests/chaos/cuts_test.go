@@ -29,10 +29,19 @@ const (
 	// leastPoints is how many a whole run has, so that none gets lost unseen.
 	leastPoints = 2500
 	// The silent ones mostly wait.
-	workers, silentWorkers = 4, 16
+	workers, silentWorkers = 4, 24
 )
 
-var modes = []pgcut.Mode{pgcut.Reset, pgcut.Close, pgcut.Silence}
+var allModes = []pgcut.Mode{pgcut.Reset, pgcut.Close, pgcut.Silence, pgcut.Outage}
+
+// modes are those that a flow is cut in. An outage differs from a reset for who
+// reconnects to find out what became of a commit.
+func (f *flow) modes() []pgcut.Mode {
+	if f.commits && !f.statements && !f.ownTx {
+		return allModes
+	}
+	return allModes[:3]
+}
 
 // job is one point of one variant.
 type job struct {
@@ -73,7 +82,7 @@ func TestCuts(t *testing.T) { //nolint:paralleltest // It counts goroutines.
 	}
 	for _, f := range flows {
 		c.tallies[f] = make(map[pgcut.Mode]*tally)
-		for _, mode := range modes {
+		for _, mode := range f.modes() {
 			c.tallies[f][mode] = &tally{answers: make(map[kind]int)}
 		}
 		if f.alone {
@@ -147,6 +156,9 @@ func TestCuts(t *testing.T) { //nolint:paralleltest // It counts goroutines.
 					t.Errorf("%s, %s: no caller was told %q: nothing was proved", f.name, mode, k)
 				}
 			}
+			if mode == pgcut.Outage && n.answers[unknown] == 0 {
+				t.Errorf("%s, %s: no caller was told %q", f.name, mode, unknown)
+			}
 			if f.commits && (n.committed == 0 || n.committed == n.open) {
 				t.Errorf("%s, %s: %d commits were left open and %d had committed: some must, and some must not", f.name, mode, n.open, n.committed)
 			}
@@ -204,7 +216,7 @@ func (c *cuts) enumerate(ctx context.Context, v *variant) ([]*job, error) {
 			if after && i+1 < len(messages) && messages[i+1].From == m.From {
 				continue // the same as before the next one
 			}
-			for _, mode := range modes {
+			for _, mode := range v.flow.modes() {
 				point := pgcut.Point{From: m.From, Number: m.Number, After: after, Mode: mode}
 				jobs = append(jobs, &job{v, point, m.From == pgcut.Frontend && first <= m.Number && m.Number <= last})
 			}
@@ -286,7 +298,7 @@ func (c *cuts) run(ctx context.Context, v *variant, point *pgcut.Point) (message
 		lock.Lock()
 		defer lock.Unlock()
 	}
-	tr, err := newTrial(ctx, v, c.lab(v.flow), point != nil && point.Mode == pgcut.Silence)
+	tr, err := newTrial(ctx, v, c.lab(v.flow), point)
 	if err != nil {
 		return nil, r, err
 	}
@@ -397,7 +409,7 @@ func (c *cuts) table() string {
 		text.WriteString("\n")
 	}
 	for _, f := range flows {
-		for _, mode := range modes {
+		for _, mode := range f.modes() {
 			n := c.tallies[f][mode]
 			row(f.name, string(mode), n)
 			sum.points += n.points

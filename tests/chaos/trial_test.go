@@ -170,9 +170,9 @@ type effectRun struct {
 
 var lastTrial atomic.Int64
 
-// newTrial opens the pool behind a new cutter. silent shortens the times after
-// which a client gives up.
-func newTrial(ctx context.Context, v *variant, l *lab, silent bool) (*trial, error) {
+// newTrial opens the pool behind a new cutter. Where it will take a client to
+// give up, the times after which it does are short.
+func newTrial(ctx context.Context, v *variant, l *lab, point *pgcut.Point) (*trial, error) {
 	tr := &trial{lab: l, variant: v, cutter: &pgcut.Cutter{}}
 	config := l.config.Copy()
 	config.MaxConns = 2
@@ -188,7 +188,11 @@ func newTrial(ctx context.Context, v *variant, l *lab, silent bool) (*trial, err
 	}
 	tr.options = &txhelper.Options{TxOptions: pgx.TxOptions{IsoLevel: v.level}, MaxAttempts: attempts}
 	storeConfig := &pgxstore.Config{TxOptions: tr.options.TxOptions, MaxAttempts: attempts, IdleTimeout: idleTimeout}
-	if silent {
+	switch {
+	case point == nil:
+	case point.Mode == pgcut.Outage:
+		storeConfig.ResolveTimeout = patience
+	case point.Mode == pgcut.Silence:
 		storeConfig.CommitTimeout = commitPatience
 		storeConfig.ResolveTimeout = 2 * commitPatience
 		tr.options.CommitTimeout = commitPatience
