@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/internal/pgserver"
 	"github.com/samecommit/samecommit/internal/pgtest"
@@ -138,4 +139,46 @@ func postmaster(t *testing.T, data string) int {
 		t.Fatal(err)
 	}
 	return pid
+}
+
+// Every answer of the server was kept through the kill.
+func TestLocalServerRestarts(t *testing.T) {
+	t.Parallel()
+	server, err := pgserver.StartLocal(t.Context(), &pgserver.LocalOptions{Restart: true, Settings: []string{"fsync=on"}})
+	if errors.Is(err, pgserver.ErrNoBinaries) {
+		t.Skipf("this machine has no PostgreSQL server installed, which this test is about: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := pgxpool.ParseConfig(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := poolWith(t, config)
+	var data, fsync string
+	if err := pool.QueryRow(t.Context(), `SELECT current_setting('data_directory'), current_setting('fsync')`).Scan(&data, &fsync); err != nil {
+		t.Fatal(err)
+	}
+	if fsync != "on" {
+		t.Errorf("fsync is %s, want on as in Settings", fsync)
+	}
+	if _, err := pool.Exec(t.Context(), `CREATE TABLE kept AS SELECT 7 AS number`); err != nil {
+		t.Fatal(err)
+	}
+	first := postmaster(t, data)
+	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool {
+		var number int
+		err := pool.QueryRow(t.Context(), `SELECT number FROM kept`).Scan(&number)
+		return err == nil && number == 7 && postmaster(t, data) != first
+	})
+	if err := server.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Dir(data)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder of a stopped server is still there: %v", err)
+	}
 }

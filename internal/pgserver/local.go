@@ -33,7 +33,7 @@ const startTimeout = time.Minute
 var errPortTaken = errors.New("its port was taken by another process")
 
 // startLocal starts a throw-away server from the machine's own binaries.
-func startLocal(ctx context.Context) (*Server, error) {
+func startLocal(ctx context.Context, opts *LocalOptions) (*Server, error) {
 	binaries, err := findBinaries(ctx)
 	if err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func startLocal(ctx context.Context) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return startCluster(ctx, binaries, owner)
+	return startCluster(ctx, binaries, owner, opts)
 }
 
 // serverOwner returns the user to run the server as: nil for this process's
@@ -68,13 +68,13 @@ func serverOwner() (*syscall.Credential, error) {
 }
 
 // startCluster starts a server from the given binaries, as owner.
-func startCluster(ctx context.Context, binaries string, owner *syscall.Credential) (*Server, error) {
+func startCluster(ctx context.Context, binaries string, owner *syscall.Credential, opts *LocalOptions) (*Server, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	var err error
 	for range portTries {
 		var c *cluster
-		if c, err = launch(ctx, binaries, owner); err != nil {
+		if c, err = launch(ctx, binaries, owner, opts); err != nil {
 			return nil, err
 		}
 		if err = c.ready(ctx); err == nil {
@@ -103,7 +103,7 @@ type cluster struct {
 
 // launch starts a supervisor with initdb and a server under it. The folder it
 // makes is the supervisor's to remove from then on.
-func launch(ctx context.Context, binaries string, owner *syscall.Credential) (_ *cluster, err error) {
+func launch(ctx context.Context, binaries string, owner *syscall.Credential, opts *LocalOptions) (_ *cluster, err error) {
 	parent := ""
 	if os.Getenv("TMPDIR") == "" {
 		parent = memoryFolder()
@@ -143,8 +143,12 @@ func launch(ctx context.Context, binaries string, owner *syscall.Credential) (_ 
 		return nil, errors.Join(err, log.Close())
 	}
 
-	// The server outlives ctx, which bounds its start.
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", "-c", supervise, "supervise.sh", folder, binaries,
+	restart := ""
+	if opts.Restart {
+		restart = "restart"
+	}
+	args := []string{
+		"-c", supervise, "supervise.sh", folder, binaries, restart,
 		"-c", "listen_addresses=127.0.0.1",
 		"-c", "port="+strconv.Itoa(port),
 		// A socket file needs a folder that exists everywhere and a short path.
@@ -155,7 +159,12 @@ func launch(ctx context.Context, binaries string, owner *syscall.Credential) (_ 
 		"-c", "max_connections=200",
 		// None by default; tests prepare transactions.
 		"-c", "max_prepared_transactions=20",
-	)
+	}
+	for _, setting := range opts.Settings {
+		args = append(args, "-c", setting) // the last one counts
+	}
+	// The server outlives ctx, which bounds its start.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", args...)
 	cmd.Dir = "/" // the server's user may not enter ours
 	cmd.Env = serverEnviron(os.Environ())
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, log, log

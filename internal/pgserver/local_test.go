@@ -37,7 +37,7 @@ func leftovers(t *testing.T) []string {
 func TestStartClusterShowsTheLog(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	binaries := fakeBinaries(t, `echo "FATAL:  the disk is made of cheese" >&2; exit 1`)
-	_, err := startCluster(t.Context(), binaries, nil)
+	_, err := startCluster(t.Context(), binaries, nil, &LocalOptions{})
 	if err == nil || !strings.Contains(err.Error(), "made of cheese") || !strings.Contains(err.Error(), binaries) {
 		t.Errorf("error lacks the log or the folder: %v", err)
 	}
@@ -51,7 +51,7 @@ func TestStartClusterTriesAnotherPort(t *testing.T) {
 	tries := filepath.Join(t.TempDir(), "tries")
 	t.Setenv("TRIES", tries)
 	binaries := fakeBinaries(t, `echo >>"$TRIES"; echo 'could not bind IPv4 address "127.0.0.1": Address already in use' >&2; exit 1`)
-	if _, err := startCluster(t.Context(), binaries, nil); err == nil || !strings.Contains(err.Error(), errPortTaken.Error()) {
+	if _, err := startCluster(t.Context(), binaries, nil, &LocalOptions{}); err == nil || !strings.Contains(err.Error(), errPortTaken.Error()) {
 		t.Errorf("error does not say that the port was taken: %v", err)
 	}
 	text, err := os.ReadFile(tries)

@@ -42,7 +42,7 @@ func Start(ctx context.Context, opts *Options) (*Server, error) {
 	f := finder{
 		getenv:    os.Getenv,
 		container: opts.Container,
-		local:     startLocal,
+		local:     func(ctx context.Context) (*Server, error) { return StartLocal(ctx, nil) },
 		version:   serverVersion,
 		logf:      opts.Logf,
 	}
@@ -50,6 +50,26 @@ func Start(ctx context.Context, opts *Options) (*Server, error) {
 		f.logf = func(string, ...any) {}
 	}
 	return f.find(ctx)
+}
+
+// LocalOptions configures StartLocal.
+type LocalOptions struct {
+	// Settings are settings of the server's, such as "fsync=on". Defaults to
+	// what suits a server whose data is thrown away.
+	Settings []string
+	// Restart starts the server again, with its data, whenever it ends before
+	// Stop: for a test that kills it.
+	Restart bool
+}
+
+// StartLocal starts a throw-away server from this machine's own binaries, of
+// the caller's own. Nil options mean all defaults. Without binaries it is
+// ErrNoBinaries.
+func StartLocal(ctx context.Context, opts *LocalOptions) (*Server, error) {
+	if opts == nil {
+		opts = &LocalOptions{}
+	}
+	return startLocal(ctx, opts)
 }
 
 // Stop ends a server that Start started and removes its data. A server that

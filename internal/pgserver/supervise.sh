@@ -1,11 +1,12 @@
-# supervise.sh FOLDER BINARIES [SETTING...]
+# supervise.sh FOLDER BINARIES RESTART [SETTING...]
 #
 # Runs one throw-away server in FOLDER for as long as standard input is open.
 # The other end of that pipe is the process that wants the server: however it
 # ends, kill -9 included, the pipe closes, the server stops and FOLDER goes.
+# With RESTART not empty, a server that ended by itself is started again.
 set -u
-folder=$1 binaries=$2
-shift 2
+folder=$1 binaries=$2 restart=$3
+shift 3
 exec 3<&0 </dev/null
 trap 'rm -rf "$folder"' EXIT
 
@@ -14,20 +15,29 @@ trap 'rm -rf "$folder"' EXIT
     --auth=scram-sha-256 --encoding=UTF8 --locale=C --no-sync || exit 1
 rm -f "$folder/password"
 
-"$binaries/postgres" -D "$folder/data" "$@" 3<&- &
-server=$!
 # Immediate shutdown: the data is thrown away, so a checkpoint would be waste,
 # and it also ends backends that a test has stopped or that hold on.
+server='' stopping=''
+trap 'stopping=1; kill -QUIT "$server" 2>/dev/null' HUP INT TERM
 {
     read -r _ <&3
-    kill -QUIT "$server" 2>/dev/null
+    kill -TERM $$ 2>/dev/null
 } &
 watcher=$!
-trap 'kill -QUIT "$server" 2>/dev/null' HUP INT TERM
 
-# A trapped signal ends wait early, so ask again until the server is gone.
-while kill -0 "$server" 2>/dev/null; do
-    wait "$server"
+while [ -z "$stopping" ]; do
+    "$binaries/postgres" -D "$folder/data" "$@" 3<&- &
+    server=$!
+    # It may have been told to stop while the server was being started.
+    [ -z "$stopping" ] || kill -QUIT "$server" 2>/dev/null
+    # A trapped signal ends wait early, so ask again until the server is gone.
+    while kill -0 "$server" 2>/dev/null; do
+        wait "$server"
+    done
+    [ -n "$restart" ] || break
+    # The processes of a server that was killed hold its memory until they
+    # notice, and the next one ends at once until then.
+    [ -n "$stopping" ] || sleep 0.05
 done
 kill "$watcher" 2>/dev/null
 exit 0
