@@ -141,7 +141,7 @@ func (c *Cutter) see(conn *conn, from Direction, raw []byte, first bool) (pass, 
 		}
 	}
 	c.messages = append(c.messages, message)
-	cut = c.point != nil && c.point.From == from && c.point.Number == message.Number
+	cut = c.point != nil && c.point.hits(&message)
 	pass = !cut || c.point.After
 	if pass {
 		conn.progress.passed(message)

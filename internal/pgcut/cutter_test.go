@@ -233,6 +233,22 @@ func waitForEvent(t *testing.T, s *server, want string, allowed ...string) (befo
 	}
 }
 
+func TestCommitIsCutWhateverItsNumber(t *testing.T) {
+	t.Parallel()
+	cutter := &pgcut.Cutter{}
+	conn := newServer(t).connect(t, cutter)
+	cutter.Arm(&pgcut.Point{From: pgcut.Frontend, Commit: true, Mode: pgcut.Reset})
+	if _, err := conn.Exec(t.Context(), "select").ReadAll(); err != nil {
+		t.Fatal(err)
+	}
+	if err := commit(t.Context(), conn); err == nil {
+		t.Error("the commit was not cut")
+	}
+	if cut := cutter.Cut(); cut == nil || cut.Message.Number != 2 || !cut.Message.Commit || cut.Ambiguous {
+		t.Errorf("cut %+v, want the second message, the commit, which the server has not got", cut)
+	}
+}
+
 // A request that is cut in its midst leaves the server waiting for the rest.
 func TestRequestCutInItsMidst(t *testing.T) {
 	t.Parallel()

@@ -33,16 +33,31 @@ type Point struct {
 	// Number is the message at which to cut, counted from 1 for each direction,
 	// over all connections together.
 	Number int
+	// Commit cuts at the next message that commits, whatever its number.
+	Commit bool
 	// After lets that message pass first.
 	After bool
 	Mode  Mode
 }
 
-// String returns, for example, "F12 before reset".
+func (p *Point) hits(message *Message) bool {
+	if p.From != message.From {
+		return false
+	}
+	if p.Commit {
+		return message.Commit
+	}
+	return p.Number == message.Number
+}
+
+// String returns, for example, "F12 before reset" or "B commit after close".
 func (p Point) String() string {
 	when := "before"
 	if p.After {
 		when = "after"
+	}
+	if p.Commit {
+		return fmt.Sprintf("%c commit %s %s", p.From, when, p.Mode)
 	}
 	return fmt.Sprintf("%c%d %s %s", p.From, p.Number, when, p.Mode)
 }
