@@ -1,0 +1,339 @@
+//go:build unix
+
+package chaos_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+
+	"github.com/samecommit/samecommit/idempotency"
+)
+
+var opsFlag = flag.Int64("chaos.ops", 50_000, "how many calls TestHistories makes")
+
+const (
+	// enforcedFrom is how many calls must reach every cell of the report.
+	enforcedFrom    = 50_000
+	processes       = 4
+	workersPerEach  = 6
+	checkTimeout    = 2 * time.Minute
+	settleWait      = 10 * time.Second
+	settlers        = 8
+	faultsPerCell   = 1
+	lingerOnServers = 10 * time.Second
+)
+
+// Whatever breaks, what callers were told is what one correct store could have
+// told them, and what the database holds.
+func TestHistories(t *testing.T) { //nolint:paralleltest // it counts goroutines, and kills a server of its own
+	seed := newSeed(t)
+	l := &load{t: t, seed: seed, server: newServer(t), target: *opsFlag}
+	leaks := goleak.IgnoreCurrent()
+	setup := l.connect(t.Context())
+	if _, err := setup.Exec(t.Context(), `CREATE TABLE effects (scope text NOT NULL, id text NOT NULL, effect text NOT NULL);
+		CREATE INDEX ON effects (effect)`); err != nil {
+		t.Fatal(err)
+	}
+	l.began = time.Now()
+	var theirs time.Time
+	if err := setup.QueryRow(t.Context(), `SELECT clock_timestamp()`).Scan(&theirs); err != nil {
+		t.Fatal(err)
+	}
+	l.offset = l.began.Add(time.Since(l.began) / 2).Sub(theirs)
+	_ = setup.Close(t.Context())
+
+	for id := range processes {
+		p := l.newProcess(id, execModes[(uint64(id)+seed)%uint64(len(execModes))])
+		l.processes = append(l.processes, p)
+		for range workersPerEach {
+			n := len(l.workers)
+			l.workers = append(l.workers, &worker{process: p, id: n, random: rand.New(rand.NewPCG(seed, uint64(n)))})
+		}
+	}
+	i := &injector{load: l}
+	audits := l.run(t.Context(), i)
+	loadTook := time.Since(l.began)
+
+	// What the processes held is given back.
+	for _, p := range l.processes {
+		if n := p.pool.Stat().AcquiredConns(); n != 0 {
+			t.Errorf("process %d: %d connections were not given back", p.id, n)
+		}
+		p.pool.Close()
+	}
+	var history []*call
+	for _, w := range l.workers {
+		history = append(history, w.history...)
+	}
+	settler := l.newProcess(processes, pgx.QueryExecModeCacheStatement)
+	history = append(history, l.settle(t.Context(), settler, history)...)
+	l.wantNoLocks(t.Context(), settler)
+	settler.pool.Close()
+	settler.cutter.Close()
+	l.auditHistory(t.Context(), history)
+
+	checking := time.Now()
+	result, info := linearizable(history, checkTimeout)
+	if result != porcupine.Ok {
+		path := filepath.Join(os.TempDir(), fmt.Sprintf("samecommit-history-%d.html", seed))
+		if err := porcupine.VisualizePath(model.ToModel(), info, path); err != nil {
+			t.Error(err)
+		}
+		t.Errorf("the history is %s: see %s", result, path)
+	}
+	t.Logf("%d calls in %v, checked in %v; %d audits of a snapshot", len(history), loadTook.Round(time.Second), time.Since(checking).Round(time.Millisecond), audits)
+	if without := groundless(history, lingerOnServers); len(without) > 0 {
+		t.Errorf("%d calls were told \"in progress\" though nothing was, as\n%s", len(without), describe(without[:1]))
+	}
+	if audits == 0 {
+		t.Error("no snapshot was audited while the load ran")
+	}
+	i.report(t, history, l.committed(t.Context()))
+	goleak.VerifyNone(t, leaks)
+}
+
+func (l *load) connect(ctx context.Context) *pgx.Conn {
+	l.t.Helper()
+	conn, err := pgx.ConnectConfig(ctx, l.server.config.ConnConfig.Copy())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return conn
+}
+
+// run lets the workers work while everything breaks, and returns how often the
+// database was audited meanwhile.
+func (l *load) run(ctx context.Context, i *injector) (audits int) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var breaking, working, sweeping sync.WaitGroup
+	for _, p := range l.processes {
+		breaking.Go(func() { i.cut(ctx, p, rand.New(rand.NewPCG(l.seed, uint64(1000+p.id)))) })
+	}
+	breaking.Go(func() { i.kill(ctx, rand.New(rand.NewPCG(l.seed, 2000)), l.server.config.ConnConfig.Copy()) })
+	sweeping.Go(func() { audits = l.keepAuditing(ctx, l.server.config.ConnConfig.Copy()) })
+	sweeping.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = l.processes[0].clients[0].DeleteExpired(ctx, 20) // it fails as all else does
+			pause(ctx, 50*time.Millisecond)
+		}
+	})
+	for _, w := range l.workers {
+		working.Go(func() { w.work(ctx) })
+	}
+	working.Wait()
+	stop()
+	breaking.Wait()
+	sweeping.Wait()
+	i.up(l.t.Context(), l.server.config.ConnConfig.Copy())
+	for _, p := range l.processes {
+		p.cutter.Close()
+	}
+	return audits
+}
+
+// settle calls Do, now that nothing breaks, for every key of which nobody has an
+// answer and for every call that did not learn its own. It gets one each time.
+func (l *load) settle(ctx context.Context, p *process, history []*call) (settling []*call) {
+	type question struct {
+		key         idempotency.Key
+		fingerprint string
+	}
+	answers := make(map[idempotency.Key]bool)
+	for _, c := range history {
+		if c.answered() && c.key.Scope == lasting {
+			answers[c.key] = true
+		}
+	}
+	asked := make(map[question]bool)
+	questions := make(chan question, len(history))
+	for _, c := range history {
+		q := question{c.key, c.fingerprint}
+		if (c.kind == unknown || !answers[c.key]) && !asked[q] && c.verb != verbGet {
+			asked[q] = true
+			questions <- q
+		}
+	}
+	close(questions)
+	var mu sync.Mutex
+	var group sync.WaitGroup
+	var stuck []*call
+	for n := range settlers {
+		group.Go(func() {
+			w := &worker{process: p, id: len(l.workers) + n}
+			for q := range questions {
+				w.made++
+				c := &call{
+					key: q.key, fingerprint: q.fingerprint, verb: verbDo, ttl: time.Hour, process: p.id, worker: w.id,
+					eid: fmt.Sprintf("%d-%d", w.id, w.made),
+				}
+				p.make(ctx, []*call{c}, 0, settleWait, callTimeout, endsWell)
+				mu.Lock()
+				settling = append(settling, c)
+				if !c.answered() && c.kind != mismatch {
+					stuck = append(stuck, c)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	group.Wait()
+	if len(stuck) > 0 {
+		l.t.Errorf("%d keys are not to be had with nothing left that breaks, as\n%s", len(stuck), describe(stuck[:1]))
+	}
+	return settling
+}
+
+// wantNoLocks checks that no hint outlived its transaction.
+func (l *load) wantNoLocks(ctx context.Context, p *process) {
+	var locks int
+	if err := p.pool.QueryRow(ctx, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'`).Scan(&locks); err != nil || locks != 0 {
+		l.t.Errorf("%d advisory locks are held by nobody's call (%v)", locks, err)
+	}
+}
+
+// auditHistory compares what callers were told with what the database holds.
+func (l *load) auditHistory(ctx context.Context, history []*call) {
+	l.t.Helper()
+	conn := l.connect(ctx)
+	defer func() { _ = conn.Close(ctx) }()
+	if err := l.audit(ctx, conn); err != nil {
+		l.t.Fatal(err)
+	}
+	effects := make(map[string]idempotency.Key) // by call
+	rows, err := conn.Query(ctx, `SELECT scope, id, effect FROM effects`)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	var key idempotency.Key
+	var effect string
+	if _, err := pgx.ForEachRow(rows, []any{&key.Scope, &key.ID, &effect}, func() error {
+		effects[eidOf(effect)] = key
+		return nil
+	}); err != nil {
+		l.t.Fatal(err)
+	}
+	recorded := make(map[idempotency.Key]string)
+	if rows, err = conn.Query(ctx, `SELECT scope, id, effect FROM `+done+``); err != nil {
+		l.t.Fatal(err)
+	}
+	if _, err := pgx.ForEachRow(rows, []any{&key.Scope, &key.ID, &effect}, func() error {
+		recorded[key] = eidOf(effect)
+		return nil
+	}); err != nil {
+		l.t.Fatal(err)
+	}
+	wrong := 0
+	complain := func(c *call, what string) {
+		if wrong++; wrong <= 5 {
+			l.t.Errorf("%s: %v", what, c)
+		}
+	}
+	for _, c := range history {
+		of, has := effects[c.eid]
+		by, byHas := effects[c.by]
+		switch {
+		case has && of != c.key:
+			complain(c, "the effect is another key's")
+		case has && c.kind != executed && c.kind != unknown:
+			complain(c, "a call that did not execute has an effect")
+		case !c.answered():
+		case byHas == c.final || byHas && by != c.key:
+			complain(c, "what was acknowledged has no effect, or a final error has one")
+		case c.key.Scope == lasting && recorded[c.key] != c.by:
+			complain(c, "what was acknowledged is not recorded")
+		}
+	}
+	if wrong > 0 {
+		l.t.Errorf("%d calls were told something else than what the database holds", wrong)
+	}
+}
+
+// committed counts the commits whose reply was lost, and those of them that the
+// database has kept a trace of.
+func (l *load) committed(ctx context.Context) (counts [2]int) {
+	conn := l.connect(ctx)
+	defer func() { _ = conn.Close(ctx) }()
+	counts[0] = len(l.ambiguous)
+	if err := conn.QueryRow(ctx, `SELECT count(*) FROM unnest($1::text[]) AS lost (effect)
+		WHERE effect IN (SELECT effect FROM effects) OR effect IN (SELECT effect FROM `+done+`)`, l.ambiguous).Scan(&counts[1]); err != nil {
+		l.t.Fatal(err)
+	}
+	return counts
+}
+
+// report prints what was injected and what callers were told meanwhile. A cell
+// that stays empty has proved nothing.
+func (i *injector) report(t *testing.T, history []*call, ambiguous [2]int) {
+	t.Helper()
+	injected := make(map[fault]int)
+	for _, e := range i.episodes {
+		injected[e.fault]++
+	}
+	cells := make(map[kind]map[fault]int)
+	for _, k := range tellable {
+		cells[k] = make(map[fault]int)
+	}
+	// A call counts once for each kind of fault.
+	for _, c := range history {
+		met := make(map[fault]bool)
+		for _, e := range i.episodes {
+			if !met[e.fault] && e.hit(c) {
+				met[e.fault] = true
+				cells[c.kind][e.fault]++
+			}
+		}
+		if len(met) == 0 {
+			cells[c.kind][noFault]++
+		}
+	}
+	var text strings.Builder
+	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
+	row := func(name string, cell func(f fault) any) {
+		fmt.Fprint(table, name, "\t")
+		for _, f := range faults {
+			fmt.Fprint(table, cell(f), "\t")
+		}
+		fmt.Fprintln(table)
+	}
+	row("", func(f fault) any { return f })
+	row("injected", func(f fault) any { return injected[f] })
+	for _, k := range tellable {
+		row(string(k), func(f fault) any { return cells[k][f] })
+	}
+	if err := table.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("what callers were told, by the faults that they met\n%s", text.String())
+	t.Logf("%d commits lost their reply: %d had committed, %d had not", ambiguous[0], ambiguous[1], ambiguous[0]-ambiguous[1])
+	if *opsFlag < enforcedFrom {
+		t.Logf("%d calls are too few to ask that every cell be filled", *opsFlag)
+		return
+	}
+	for _, f := range faults {
+		if (f == backendKill || f == serverKill) && i.load.server.data == "" {
+			continue // not to be had on this server, as was logged
+		}
+		for _, k := range tellable {
+			if cells[k][f] == 0 && (f != noFault || k != unknown) {
+				t.Errorf("no call was told %q under the fault %q: this run has not proved that case", k, f)
+			}
+		}
+	}
+	if ambiguous[1] == 0 || ambiguous[1] == ambiguous[0] {
+		t.Error("the commits whose reply was lost went one way only")
+	}
+}

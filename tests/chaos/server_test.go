@@ -1,0 +1,97 @@
+//go:build unix
+
+package chaos_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/internal/pgserver"
+	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/migrate"
+)
+
+// upTimeout is how long a server may take to come back after a kill.
+const upTimeout = time.Minute
+
+// server is a server for faults. Where the machine has a server's own binaries
+// it is one of the test's own, whose processes can be killed.
+type server struct {
+	config *pgxpool.Config
+	// data is its folder; empty where its processes are out of reach.
+	data string
+}
+
+func newServer(t *testing.T) *server {
+	t.Helper()
+	if os.Getenv("SAMECOMMIT_POSTGRES") != "" && os.Getenv("SAMECOMMIT_POSTGRES") != "local" {
+		t.Log("the server was chosen by SAMECOMMIT_POSTGRES: its processes are not killed")
+		return &server{config: pgtest.Config(t)}
+	}
+	// With fsync=off an answer would survive these kills too: what was written
+	// before COMMIT was answered is the kernel's, which is not killed.
+	own, err := pgserver.StartLocal(t.Context(), &pgserver.LocalOptions{Restart: true, Settings: []string{"fsync=on"}})
+	if errors.Is(err, pgserver.ErrNoBinaries) {
+		t.Logf("the server's processes are not killed: %v", err)
+		return &server{config: pgtest.Config(t)}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := own.Stop(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	s := &server{}
+	if s.config, err = pgxpool.ParseConfig(own.URL); err != nil {
+		t.Fatal(err)
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), s.config.Copy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if err := migrate.Up(t.Context(), pool); err != nil {
+		t.Fatal(err)
+	}
+	if err := pool.QueryRow(t.Context(), `SELECT current_setting('data_directory')`).Scan(&s.data); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// postmaster returns the process id of the server.
+func (s *server) postmaster() (int, error) {
+	text, err := os.ReadFile(filepath.Join(s.data, "postmaster.pid"))
+	if err != nil {
+		return 0, err
+	}
+	first, _, _ := strings.Cut(string(text), "\n")
+	return strconv.Atoi(first)
+}
+
+func (s *server) kill(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) }
+
+// poll calls done until it is true, or ctx ends.
+func poll(ctx context.Context, every time.Duration, done func() bool) bool {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for !done() {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
