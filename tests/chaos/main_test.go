@@ -9,5 +9,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	beClient() // does not return in a client process
 	pgtest.Main(m, &pgserver.Options{Container: pgcontainer.Start})
 }

@@ -1,0 +1,217 @@
+//go:build unix
+
+package chaos_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/pgxstore"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// clientVariable makes this test binary a client process with that script.
+const clientVariable = "SAMECOMMIT_CHAOS_CLIENT"
+
+// Where a client process can be killed.
+const (
+	hookBefore    = "before"    // nothing was sent
+	hookClaimed   = "claimed"   // the key is held
+	hookEffect    = "effect"    // the effect is written
+	hookCompleted = "completed" // the answer is written, by Complete
+	hookCommit    = "commit"    // COMMIT is about to be sent
+	hookSent      = "sent"      // COMMIT was sent
+	hookAnswered  = "answered"  // its reply has arrived
+	hookReturned  = "returned"  // the call has returned
+)
+
+// script is what a client process does: calls one after another, until a signal
+// ends it, or stops it, at a hook of the last one.
+type script struct {
+	URL, Verb, Key, Hook string
+	Level                pgx.TxIsoLevel
+	Mode                 pgx.QueryExecMode
+	Before               int // calls before the last one
+	IdleTimeout          time.Duration
+	Signal               syscall.Signal
+}
+
+// key is that of the given call.
+func (s *script) key(n int) idempotency.Key {
+	return idempotency.Key{Scope: "client", ID: fmt.Sprintf("%s %d", s.Key, n)}
+}
+
+// told is a line that a client process writes for each call: what it was told.
+type told struct {
+	Executed bool
+	ID       string
+	Unknown  bool
+	Err      string
+}
+
+// client is a client process.
+type client struct {
+	script
+	pool    *pgxpool.Pool
+	client  *idempotency.Client[pgx.Tx]
+	options *txhelper.Options
+	last    atomic.Bool
+}
+
+// stopping is the line before a client process stops.
+const stopping = "stopping"
+
+// hook ends or stops the process, if this is where.
+func (c *client) hook(name string) {
+	if !c.last.Load() || name != c.Hook {
+		return
+	}
+	if c.Signal == syscall.SIGSTOP {
+		c.last.Store(false)
+		fmt.Println(stopping)
+	}
+	_ = syscall.Kill(os.Getpid(), c.Signal)
+	if c.Signal == syscall.SIGKILL {
+		select {}
+	}
+}
+
+// beClient makes this process a client process, if it was started as one.
+func beClient() {
+	text := os.Getenv(clientVariable)
+	if text == "" {
+		return
+	}
+	if err := runClient(text); err != nil {
+		fmt.Fprintln(os.Stderr, "client process:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func runClient(text string) error {
+	c := &client{}
+	if err := json.Unmarshal([]byte(text), &c.script); err != nil {
+		return err
+	}
+	config, err := pgxpool.ParseConfig(c.URL)
+	if err != nil {
+		return err
+	}
+	config.MaxConns = 2
+	config.ConnConfig.DefaultQueryExecMode = c.Mode
+	config.ConnConfig.RuntimeParams["application_name"] = c.Key
+	config.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = fmt.Sprint(c.IdleTimeout.Milliseconds())
+	dial := config.ConnConfig.DialFunc
+	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		return &hookedConn{conn, c}, err
+	}
+	ctx := context.Background()
+	if c.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+		return err
+	}
+	defer c.pool.Close()
+	c.options = &txhelper.Options{TxOptions: pgx.TxOptions{IsoLevel: c.Level}}
+	if c.client, err = idempotency.NewClient(pgxstore.New(c.pool, &pgxstore.Config{
+		TxOptions: c.options.TxOptions, IdleTimeout: c.IdleTimeout,
+	}), nil); err != nil {
+		return err
+	}
+	for n := range c.Before + 1 {
+		c.last.Store(n == c.Before)
+		line, err := json.Marshal(c.call(ctx, n))
+		if err != nil {
+			return err
+		}
+		fmt.Println(string(line))
+		c.hook(hookReturned)
+	}
+	return nil
+}
+
+func (c *client) call(ctx context.Context, n int) told {
+	key := c.key(n)
+	params := idempotency.Params{Key: key, Fingerprint: idempotency.FingerprintOf("a")}
+	operation := func(ctx context.Context, tx pgx.Tx) (string, error) {
+		c.hook(hookClaimed)
+		id := c.Key + " client"
+		err := insert(ctx, tx, key, id)
+		c.hook(hookEffect)
+		return id, err
+	}
+	c.hook(hookBefore)
+	var result idempotency.Result[string]
+	var err error
+	switch c.Verb {
+	case verbDo:
+		result, err = idempotency.Do(ctx, c.client, params, operation)
+	case verbDoTx:
+		result, err = txhelper.RunValue(ctx, c.pool, c.options, func(ctx context.Context, tx pgx.Tx) (idempotency.Result[string], error) {
+			result, err := idempotency.DoTx(ctx, c.client, tx, params, operation)
+			if err != nil {
+				return idempotency.Result[string]{}, err
+			}
+			return result.Answer()
+		})
+	case verbBegin:
+		err = txhelper.Run(ctx, c.pool, c.options, func(ctx context.Context, tx pgx.Tx) error {
+			verbs := c.client.WithTx(tx)
+			outcome, err := verbs.Begin(ctx, params)
+			if err != nil {
+				return err
+			}
+			if outcome.State != idempotency.New {
+				return fmt.Errorf("the key is %v", outcome.State)
+			}
+			if result.Value, err = operation(ctx, tx); err != nil {
+				return err
+			}
+			_, err = verbs.Complete(ctx, outcome.Claim, response(result.Value))
+			c.hook(hookCompleted)
+			return err
+		})
+	}
+	if err != nil {
+		var ambiguous *txhelper.AmbiguousCommitError
+		return told{Unknown: errors.As(err, &ambiguous) || errors.Is(err, idempotency.ErrOutcomeUnknown), Err: err.Error()}
+	}
+	return told{Executed: !result.Replayed, ID: result.Value}
+}
+
+// hookedConn has the hooks around COMMIT. It finds the statement by its text,
+// which is sent each time in the modes that keep no statements.
+type hookedConn struct {
+	net.Conn
+	client *client
+}
+
+func (h *hookedConn) Write(data []byte) (int, error) {
+	if !bytes.Contains(data, []byte("commit\x00")) && !bytes.Contains(data, []byte("commit;\x00")) {
+		return h.Conn.Write(data)
+	}
+	h.client.hook(hookCommit)
+	n, err := h.Conn.Write(data)
+	h.client.hook(hookSent)
+	return n, err
+}
+
+func (h *hookedConn) Read(data []byte) (int, error) {
+	n, err := h.Conn.Read(data)
+	if bytes.Contains(data[:n], []byte("COMMIT\x00")) {
+		h.client.hook(hookAnswered)
+	}
+	return n, err
+}

@@ -1,0 +1,297 @@
+//go:build unix
+
+package chaos_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/pgxstore"
+	"github.com/samecommit/samecommit/internal/pgtest"
+)
+
+var killsFlag = flag.Int("chaos.kills", 200, "how many client processes TestKilledClients kills")
+
+// textModes send the text of a statement each time.
+var textModes = []pgx.QueryExecMode{pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol}
+
+const (
+	// killers is how many client processes run at a time.
+	killers = 3
+	// nextWait is how long the next caller waits. It is far shorter than the
+	// client's idle timeout, so that the key is freed by nothing but the kill.
+	nextWait = 15 * time.Second
+)
+
+// commitment says what a kill at a hook leaves behind: the effect and its
+// record, neither, or, where COMMIT was on its way, either.
+var commitment = map[string][]kind{
+	hookBefore: {executed}, hookClaimed: {executed}, hookEffect: {executed}, hookCompleted: {executed}, hookCommit: {executed},
+	hookSent:     {executed, replayed},
+	hookAnswered: {replayed}, hookReturned: {replayed},
+}
+
+var hooks = []string{hookBefore, hookClaimed, hookEffect, hookCompleted, hookCommit, hookSent, hookAnswered, hookReturned}
+
+// clients is a database for client processes.
+type clients struct {
+	pool   *pgxpool.Pool
+	client *idempotency.Client[pgx.Tx]
+}
+
+func newClients(t *testing.T) *clients {
+	t.Helper()
+	pool := pgtest.DB(t)
+	if _, err := pool.Exec(t.Context(), `CREATE TABLE effects (scope text NOT NULL, id text NOT NULL, effect text NOT NULL); CREATE INDEX ON effects (id)`); err != nil {
+		t.Fatal(err)
+	}
+	return &clients{pool: pool, client: newClient(t, pgxstore.New(pool, nil))}
+}
+
+// start starts a client process.
+func (c *clients) start(ctx context.Context, s *script) (*exec.Cmd, io.Reader, error) {
+	s.URL = c.pool.Config().ConnString()
+	text, err := json.Marshal(s)
+	if err != nil {
+		return nil, nil, err
+	}
+	cmd := exec.CommandContext(ctx, os.Args[0])
+	cmd.Env = append(os.Environ(), clientVariable+"="+string(text))
+	cmd.Stderr = os.Stderr
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	return cmd, output, cmd.Start()
+}
+
+// gone waits until the server has noticed that the client process is gone.
+func (c *clients) gone(ctx context.Context, name string) bool {
+	ctx, cancel := context.WithTimeout(ctx, nextWait)
+	defer cancel()
+	return poll(ctx, 2*time.Millisecond, func() bool {
+		var here bool
+		err := c.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1)`, name).Scan(&here)
+		return err == nil && !here
+	})
+}
+
+// next is what the next caller is told, who has nothing to do with the process.
+func (c *clients) next(ctx context.Context, key idempotency.Key) (kind, string, error) {
+	result, err := idempotency.Do(ctx, c.client, idempotency.Params{
+		Key: key, Fingerprint: idempotency.FingerprintOf("a"), Wait: nextWait,
+	}, func(ctx context.Context, tx pgx.Tx) (string, error) {
+		return key.ID + " next", insert(ctx, tx, key, key.ID+" next")
+	})
+	if err != nil {
+		return failed, "", err
+	}
+	if result.Replayed {
+		return replayed, result.Value, nil
+	}
+	return executed, result.Value, nil
+}
+
+// effects returns the effects and the answer of a key.
+func (c *clients) effects(ctx context.Context, key idempotency.Key) (effects []string, answer *string, err error) {
+	err = c.pool.QueryRow(ctx, `SELECT coalesce((SELECT array_agg(effect) FROM effects WHERE (scope, id) = ($1, $2)), '{}'),
+		(SELECT effect FROM `+done+` WHERE (scope, id) = ($1, $2))`, key.Scope, key.ID).Scan(&effects, &answer)
+	return effects, answer, err
+}
+
+// kill runs a script that ends in a kill, and checks what it left behind. It
+// returns what the next caller was told.
+func (c *clients) kill(ctx context.Context, s *script) (kind, error) {
+	s.Signal = syscall.SIGKILL
+	cmd, output, err := c.start(ctx, s)
+	if err != nil {
+		return "", err
+	}
+	printed, err := io.ReadAll(output)
+	if err != nil {
+		return "", err
+	}
+	_ = cmd.Wait()
+	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGKILL {
+		return "", fmt.Errorf("the client was not killed at its hook: %v; it printed %s", cmd.ProcessState, printed)
+	}
+	// Callers were told of so many calls.
+	lines := strings.Split(strings.TrimSpace(string(printed)), "\n")
+	acknowledged := 0
+	for _, line := range lines {
+		var t told
+		if line != "" && json.Unmarshal([]byte(line), &t) == nil && t.Executed {
+			acknowledged++
+		}
+	}
+	want := s.Before
+	if s.Hook == hookReturned {
+		want++
+	}
+	if acknowledged != want {
+		return "", fmt.Errorf("the client was told of %d executions, want %d; it printed %s", acknowledged, want, printed)
+	}
+	if !c.gone(ctx, s.Key) {
+		return "", fmt.Errorf("the server still has a connection of the client %q", s.Key)
+	}
+	var last kind
+	for n := range s.Before + 1 {
+		key := s.key(n)
+		effects, answer, err := c.effects(ctx, key)
+		if err != nil {
+			return "", err
+		}
+		if (answer == nil) != (len(effects) == 0) || answer != nil && (len(effects) != 1 || effects[0] != *answer) {
+			return "", fmt.Errorf("call %d left the effects %q and the answer %v", n, effects, answer)
+		}
+		told, id, err := c.next(ctx, key)
+		if err != nil {
+			return "", fmt.Errorf("the next caller of call %d: %w", n, err)
+		}
+		if (told == replayed) != (answer != nil) || n < acknowledged && told != replayed {
+			return "", fmt.Errorf("call %d left the effects %q, %d calls were acknowledged, and the next caller was told %s", n, effects, acknowledged, told)
+		}
+		if effects, _, err = c.effects(ctx, key); err != nil || len(effects) != 1 || effects[0] != id {
+			return "", fmt.Errorf("call %d has the effects %q, and the answer is %q (%w)", n, effects, id, err)
+		}
+		last = told
+	}
+	return last, nil
+}
+
+func TestKilledClients(t *testing.T) {
+	t.Parallel()
+	seed := newSeed(t)
+	random := rand.New(rand.NewPCG(seed, 3))
+	c := newClients(t)
+	var scripts []*script
+	for n := 0; len(scripts) < *killsFlag; n++ {
+		for _, verb := range []string{verbDo, verbDoTx, verbBegin} {
+			for _, hook := range hooks {
+				if (hook != hookCompleted || verb == verbBegin) && len(scripts) < *killsFlag {
+					scripts = append(scripts, &script{
+						Verb: verb, Hook: hook, Key: fmt.Sprintf("%d %s %s", n, verb, hook), IdleTimeout: time.Minute, Before: random.IntN(3),
+						Level: levels[random.IntN(len(levels))], Mode: textModes[random.IntN(len(textModes))],
+					})
+				}
+			}
+		}
+	}
+	var mu sync.Mutex
+	cells := make(map[string]map[kind]int)
+	queue := make(chan *script, len(scripts))
+	for _, s := range scripts {
+		queue <- s
+	}
+	close(queue)
+	var group sync.WaitGroup
+	for range killers {
+		group.Go(func() {
+			for s := range queue {
+				next, err := c.kill(t.Context(), s)
+				if err != nil {
+					t.Errorf("%s, killed at %q after %d calls, %s, %s: %v", s.Verb, s.Hook, s.Before, s.Level, s.Mode, err)
+					continue
+				}
+				mu.Lock()
+				if cells[s.Hook] == nil {
+					cells[s.Hook] = make(map[kind]int)
+				}
+				cells[s.Hook][next]++
+				mu.Unlock()
+			}
+		})
+	}
+	group.Wait()
+
+	var text strings.Builder
+	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(table, "killed at\tkills\tundone\tcommitted\t")
+	for _, hook := range hooks {
+		cell := cells[hook]
+		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t\n", hook, cell[executed]+cell[replayed], cell[executed], cell[replayed])
+		if len(cell) == 0 && *killsFlag >= 2*len(hooks)*3 {
+			t.Errorf("no client was killed at %q", hook)
+		}
+		for told := range cell {
+			if !slices.Contains(commitment[hook], told) {
+				t.Errorf("after a kill at %q the next caller was told %q %d times", hook, told, cell[told])
+			}
+		}
+	}
+	if err := table.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("what killed client processes left behind\n%s", text.String())
+}
+
+// A process that stands still past its idle timeout has lost the key, whatever
+// it does when it goes on.
+func TestStoppedClientHasLostTheKey(t *testing.T) {
+	t.Parallel()
+	c := newClients(t)
+	for _, verb := range []string{verbDo, verbDoTx, verbBegin} {
+		for _, level := range levels {
+			t.Run(fmt.Sprintf("%s %s", verb, level), func(t *testing.T) {
+				t.Parallel()
+				s := &script{
+					Verb: verb, Hook: hookEffect, Key: fmt.Sprintf("stopped %s %s", verb, level), Level: level,
+					Mode: pgx.QueryExecModeExec, IdleTimeout: 300 * time.Millisecond, Signal: syscall.SIGSTOP,
+				}
+				cmd, output, err := c.start(t.Context(), s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = cmd.Process.Kill() })
+				lines := bufio.NewScanner(output)
+				if !lines.Scan() || lines.Text() != stopping {
+					t.Fatalf("the client printed %q, want that it stops", lines.Text())
+				}
+				next, rival, err := c.next(t.Context(), s.key(0))
+				if err != nil || next != executed {
+					t.Fatalf("the next caller was told %s %q (%v), want that it executes", next, rival, err)
+				}
+				if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+					t.Fatal(err)
+				}
+				var got told
+				if !lines.Scan() {
+					t.Fatal("the client ended without an answer")
+				}
+				if err := json.Unmarshal(lines.Bytes(), &got); err != nil {
+					t.Fatalf("%q: %v", lines.Text(), err)
+				}
+				if err := cmd.Wait(); err != nil {
+					t.Error(err)
+				}
+				// Do looks, and finds the other's answer. In a transaction of its
+				// caller's nobody can.
+				if verb == verbDo && (got.Executed || got.ID != rival) || verb != verbDo && (got.Err == "" || got.Unknown) {
+					t.Errorf("the client was told %+v after it had lost the key", got)
+				}
+				effects, answer, err := c.effects(t.Context(), s.key(0))
+				if err != nil || len(effects) != 1 || effects[0] != rival || answer == nil || *answer != rival {
+					t.Errorf("the effects are %q, want the other's", effects)
+				}
+			})
+		}
+	}
+}
