@@ -63,6 +63,41 @@ func TestLostReplyToCommitIsResolved(t *testing.T) {
 	}
 }
 
+// What an answer that has expired leaves behind does not tell whether it was
+// ever there.
+func TestLostReplyToACommitThatExpired(t *testing.T) {
+	t.Parallel()
+	proxy := &commitProxy{afterCommit: true, downAfterCut: true}
+	config := pgtest.Config(t)
+	direct := newBench(t, poolWith(t, config.Copy()), nil, nil)
+	config = proxy.cutConfig(t, config)
+	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // COMMIT is sent as text
+	b := openBench(t, poolWith(t, config), nil, nil)
+	proxy.armed.Store(true)
+	p := params("k")
+	p.TTL = time.Millisecond
+	var runs atomic.Int32
+	done := make(chan error, 1)
+	go func() {
+		_, err := idempotency.Do(t.Context(), b.client, p, func(ctx context.Context, tx pgx.Tx) (string, error) {
+			runs.Add(1)
+			return "answer", effect(ctx, tx, "k")
+		})
+		done <- err
+	}()
+	waitFor(t, func() bool {
+		n, err := direct.store.DeleteExpired(t.Context(), 0)
+		return err == nil && n == 1
+	})
+	proxy.down.Store(false)
+	if err := <-done; !errors.Is(err, idempotency.ErrOutcomeUnknown) {
+		t.Errorf("%v, want ErrOutcomeUnknown", err)
+	}
+	if runs.Load() != 1 || direct.effects(t, "k") != 1 {
+		t.Errorf("%d runs, %d effects, want 1 and 1: the call ran again though it had committed", runs.Load(), direct.effects(t, "k"))
+	}
+}
+
 // A commit has a deadline of its own: neither the caller's cancellation nor a
 // network that has fallen silent decides about it.
 func TestCommitOutlivesItsCaller(t *testing.T) {

@@ -154,6 +154,7 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 		completed.Attempt = r.seen.Attempt + 1
 	}
 	var insertErr error
+	sent := time.Now()
 	err := transaction.Commit(ctx, func(batch *pgx.Batch) {
 		txhelper.Queue(batch, func(q txhelper.Querier) error {
 			insertErr = r.insert(ctx, q, completed)
@@ -166,7 +167,7 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 		record, err := completed.record()
 		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, err
 	case errors.As(err, &ambiguous):
-		return r.resolve(ctx, ambiguous)
+		return r.resolve(ctx, ambiguous, sent)
 	case insertErr == nil || !errors.Is(err, insertErr):
 		return r.afterFailure(ctx, err)
 	}
@@ -235,7 +236,9 @@ const (
 // resolve finds out what became of a commit whose reply was lost, by claiming
 // the key again. A look at the row alone would not do: a commit that waits for a
 // standby cannot be seen yet. The lock tells that the lost transaction has ended.
-func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitError) (*idempotency.Outcome, bool, error) {
+//
+// Once the TTL has passed since sent, an answer that was committed may have gone.
+func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitError, sent time.Time) (*idempotency.Outcome, bool, error) {
 	resolveCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.store.resolveTimeout)
 	defer cancel()
 	// The look must be newer than the lock, which needs a snapshot for each.
@@ -251,6 +254,10 @@ func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitEr
 			transaction.Rollback(resolveCtx)
 			// A standby has locks of its own, and may not have the row yet.
 			outcome, executed, settled, err := r.settle(again.seen, lock.Locked && !lock.ReadOnly)
+			if errors.Is(err, errTryAgain) && time.Since(sent) >= r.params.TTL {
+				cause = fmt.Errorf("%w; its TTL has passed", ambiguous)
+				break
+			}
 			if settled {
 				return outcome, executed, err
 			}

@@ -92,7 +92,7 @@ func (i *injector) cut(ctx context.Context, p *process, random *rand.Rand) {
 			p.cutter.Close()
 		}
 		i.happened(kind, p.id, start)
-		pause(ctx, time.Duration(random.IntN(40))*time.Millisecond)
+		pause(ctx, time.Duration(random.IntN(100))*time.Millisecond)
 	}
 }
 

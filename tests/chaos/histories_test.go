@@ -31,7 +31,7 @@ const (
 	workersPerEach  = 6
 	checkTimeout    = 2 * time.Minute
 	settleWait      = 10 * time.Second
-	settlers        = 8
+	settlers        = 16
 	faultsPerCell   = 1
 	lingerOnServers = 10 * time.Second
 )

@@ -213,7 +213,7 @@ func (w *worker) work(ctx context.Context) {
 		w.history = append(w.history, calls...)
 		var down *pgconn.ConnectError
 		if calls[0].kind == failed && errors.As(calls[0].err, &down) {
-			pause(ctx, 100*time.Millisecond)
+			pause(ctx, 250*time.Millisecond)
 		}
 	}
 }
