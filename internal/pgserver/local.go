@@ -150,7 +150,7 @@ func launch(ctx context.Context, binaries string, owner *syscall.Credential, opt
 	args := []string{
 		"-c", supervise, "supervise.sh", folder, binaries, restart,
 		"-c", "listen_addresses=127.0.0.1",
-		"-c", "port="+strconv.Itoa(port),
+		"-c", "port=" + strconv.Itoa(port),
 		// A socket file needs a folder that exists everywhere and a short path.
 		"-c", "unix_socket_directories=",
 		// The data does not outlive the server: surviving a power cut is waste.

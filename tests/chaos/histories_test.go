@@ -9,10 +9,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
-	"text/tabwriter"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -116,8 +114,8 @@ func (l *load) connect(ctx context.Context) *pgx.Conn {
 
 // run lets the workers work while everything breaks, and returns how often the
 // database was audited meanwhile.
-func (l *load) run(ctx context.Context, i *injector) (audits int) {
-	ctx, stop := context.WithCancel(ctx)
+func (l *load) run(parent context.Context, i *injector) (audits int) {
+	ctx, stop := context.WithCancel(parent)
 	defer stop()
 	var breaking, working, sweeping sync.WaitGroup
 	for _, p := range l.processes {
@@ -138,7 +136,7 @@ func (l *load) run(ctx context.Context, i *injector) (audits int) {
 	stop()
 	breaking.Wait()
 	sweeping.Wait()
-	i.up(l.t.Context(), l.server.config.ConnConfig.Copy())
+	i.up(parent, l.server.config.ConnConfig.Copy())
 	for _, p := range l.processes {
 		p.cutter.Close()
 	}
@@ -214,27 +212,12 @@ func (l *load) auditHistory(ctx context.Context, history []*call) {
 		l.t.Fatal(err)
 	}
 	effects := make(map[string]idempotency.Key) // by call
-	rows, err := conn.Query(ctx, `SELECT scope, id, effect FROM effects`)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	var key idempotency.Key
-	var effect string
-	if _, err := pgx.ForEachRow(rows, []any{&key.Scope, &key.ID, &effect}, func() error {
-		effects[eidOf(effect)] = key
-		return nil
-	}); err != nil {
-		l.t.Fatal(err)
+	for _, of := range l.written(ctx, conn, "effects") {
+		effects[eidOf(of.Effect)] = idempotency.Key{Scope: of.Scope, ID: of.ID}
 	}
 	recorded := make(map[idempotency.Key]string)
-	if rows, err = conn.Query(ctx, `SELECT scope, id, effect FROM `+done+``); err != nil {
-		l.t.Fatal(err)
-	}
-	if _, err := pgx.ForEachRow(rows, []any{&key.Scope, &key.ID, &effect}, func() error {
-		recorded[key] = eidOf(effect)
-		return nil
-	}); err != nil {
-		l.t.Fatal(err)
+	for _, of := range l.written(ctx, conn, done) {
+		recorded[idempotency.Key{Scope: of.Scope, ID: of.ID}] = eidOf(of.Effect)
 	}
 	wrong := 0
 	complain := func(c *call, what string) {
@@ -260,6 +243,22 @@ func (l *load) auditHistory(ctx context.Context, history []*call) {
 	if wrong > 0 {
 		l.t.Errorf("%d calls were told something else than what the database holds", wrong)
 	}
+}
+
+// written is an effect, or the answer that tells of one.
+type written struct{ Scope, ID, Effect string }
+
+func (l *load) written(ctx context.Context, conn *pgx.Conn, from string) []written {
+	l.t.Helper()
+	var all []written
+	rows, err := conn.Query(ctx, `SELECT scope, id, effect FROM `+from)
+	if err == nil {
+		all, err = pgx.CollectRows(rows, pgx.RowToStructByPos[written])
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return all
 }
 
 // committed counts the commits whose reply was lost, and those of them that the
@@ -300,24 +299,20 @@ func (i *injector) report(t *testing.T, history []*call, ambiguous [2]int) {
 			cells[c.kind][noFault]++
 		}
 	}
-	var text strings.Builder
-	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
+	var rows [][]any
 	row := func(name string, cell func(f fault) any) {
-		fmt.Fprint(table, name, "\t")
+		cells := []any{name}
 		for _, f := range faults {
-			fmt.Fprint(table, cell(f), "\t")
+			cells = append(cells, cell(f))
 		}
-		fmt.Fprintln(table)
+		rows = append(rows, cells)
 	}
 	row("", func(f fault) any { return f })
 	row("injected", func(f fault) any { return injected[f] })
 	for _, k := range tellable {
 		row(string(k), func(f fault) any { return cells[k][f] })
 	}
-	if err := table.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("what callers were told, by the faults that they met\n%s", text.String())
+	t.Logf("what callers were told, by the faults that they met\n%s", table(rows))
 	t.Logf("%d commits lost their reply: %d had committed, %d had not", ambiguous[0], ambiguous[1], ambiguous[0]-ambiguous[1])
 	if *opsFlag < enforcedFrom {
 		t.Logf("%d calls are too few to ask that every cell be filled", *opsFlag)

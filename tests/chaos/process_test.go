@@ -17,7 +17,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"text/tabwriter"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -222,12 +221,10 @@ func TestKilledClients(t *testing.T) {
 	}
 	group.Wait()
 
-	var text strings.Builder
-	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "killed at\tkills\tundone\tcommitted\t")
+	rows := [][]any{{"killed at", "kills", "undone", "committed"}}
 	for _, hook := range hooks {
 		cell := cells[hook]
-		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t\n", hook, cell[executed]+cell[replayed], cell[executed], cell[replayed])
+		rows = append(rows, []any{hook, cell[executed] + cell[replayed], cell[executed], cell[replayed]})
 		if len(cell) == 0 && *killsFlag >= 2*len(hooks)*3 {
 			t.Errorf("no client was killed at %q", hook)
 		}
@@ -237,10 +234,7 @@ func TestKilledClients(t *testing.T) {
 			}
 		}
 	}
-	if err := table.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("what killed client processes left behind\n%s", text.String())
+	t.Logf("what killed client processes left behind\n%s", table(rows))
 }
 
 // A process that stands still past its idle timeout has lost the key, whatever
