@@ -9,8 +9,7 @@ import (
 	"testing"
 
 	"github.com/samecommit/samecommit/internal/pgserver"
-	"github.com/samecommit/samecommit/internal/pgtest"
-	"github.com/samecommit/samecommit/tests/pgcontainer"
+	"github.com/samecommit/samecommit/tests/leak"
 )
 
 // holdVariable makes this test binary a process that holds a server until it
@@ -24,7 +23,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(holdVariable) != "" {
 		holdServer()
 	}
-	pgtest.Main(m, &pgserver.Options{Container: pgcontainer.Start})
+	leak.Main(m)
 }
 
 func holdServer() {

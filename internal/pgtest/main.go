@@ -17,7 +17,10 @@ var current *host
 // server printed to standard error.
 //
 //	func TestMain(m *testing.M) { pgtest.Main(m, nil) }
-func Main(m *testing.M, opts *pgserver.Options) {
+func Main(m *testing.M, opts *pgserver.Options) { os.Exit(Run(m, opts)) }
+
+// Run is Main without the exit: it returns the status to exit with.
+func Run(m *testing.M, opts *pgserver.Options) int {
 	if opts == nil {
 		opts = &pgserver.Options{}
 	}
@@ -33,5 +36,5 @@ func Main(m *testing.M, opts *pgserver.Options) {
 		fmt.Fprintf(os.Stderr, "%v\n", err)
 		code = max(code, 1)
 	}
-	os.Exit(code)
+	return code
 }

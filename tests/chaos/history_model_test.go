@@ -107,6 +107,9 @@ func TestModel(t *testing.T) {
 		"a run after the expiry": {true, []*call{
 			brief(at(1, 2, executed, ""), 1, time.Second), brief(at(late, late+1, executed, ""), 10*time.Second, 11*time.Second),
 		}},
+		"a replay after the expiry": {false, []*call{
+			brief(at(1, 2, executed, ""), 1, time.Second), brief(at(late, late+1, replayed, "e1"), 1, time.Second),
+		}},
 		"a run before the expiry": {false, []*call{
 			brief(at(1, 2, executed, ""), 1, 20*time.Second), brief(at(late, late+1, executed, ""), 10*time.Second, 11*time.Second),
 		}},
