@@ -236,7 +236,7 @@ func waitForEvent(t *testing.T, s *server, want string, allowed ...string) (befo
 func TestCommitIsCutWhateverItsNumber(t *testing.T) {
 	t.Parallel()
 	cutter := &pgcut.Cutter{}
-	conn := newServer(t).connect(t, cutter)
+	conn := connect(t, newServer(t), cutter)
 	cutter.Arm(&pgcut.Point{From: pgcut.Frontend, Commit: true, Mode: pgcut.Reset})
 	if _, err := conn.Exec(t.Context(), "select").ReadAll(); err != nil {
 		t.Fatal(err)
