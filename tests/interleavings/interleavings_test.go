@@ -1,4 +1,4 @@
-package chaos_test
+package interleavings_test
 
 import (
 	"context"
@@ -429,7 +429,7 @@ func writeInterleavings(t *testing.T, tables map[string]string) {
 Each table is named by the key's row at first, the scripts of A and B, and the
 isolation levels. A line has how many schedules end like this, the outcome of each
 step, and what is committed; the schedules follow. Written by
-go test ./tests/chaos -run '^TestInterleavings$' -update; TestInterleavings compares.
+go test ./tests/interleavings -run '^TestInterleavings$' -update; TestInterleavings compares.
 `)
 	for _, pair := range scriptPairs {
 		var levels [][]string // those with one table together
