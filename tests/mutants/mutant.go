@@ -1,0 +1,104 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// mutant is one way to break the product, and the test that notices.
+type mutant struct {
+	name   string
+	breaks promise
+	edits  []edit
+	// test is a test of pkg, or a subtest of one: "TestX/what it does".
+	test string
+	// pkg is the folder of the test's package; tests where it is empty.
+	pkg string
+	// hangs says that the mutant shows by a test that does not end.
+	hangs bool
+}
+
+// edit replaces text that occurs exactly once in a file.
+type edit struct{ file, old, new string }
+
+// promise is what a mutant breaks. The numbers are those of the project's list
+// of invariants.
+type promise string
+
+const (
+	once        promise = "I1 one effect for a key"
+	keeps       promise = "I2 an answer given stays true"
+	together    promise = "I3 effect and key together"
+	faithful    promise = "I4 replay byte for byte"
+	noRerun     promise = "I5 no run after an answer"
+	sameRequest promise = "I7 another request is refused"
+	apart       promise = "I8 scopes are apart"
+	unstuck     promise = "I9 no stuck keys"
+	fenced      promise = "I10 one holder completes"
+	honest      promise = "I11 errors tell the truth"
+	bounded     promise = "I13 bounded waiting"
+	retention   promise = "I14 expiry and sweep"
+	neutral     promise = "I15 nothing is left behind"
+	everywhere  promise = "I17 the same everywhere"
+	secret      promise = "no secret in errors"
+	upgrade     promise = "migrations beside others"
+)
+
+// apply returns the files with the mutant in them, by their absolute names.
+func (m *mutant) apply(root string) (map[string]string, error) {
+	files := make(map[string]string)
+	for _, e := range m.edits {
+		name := filepath.Join(root, filepath.FromSlash(e.file))
+		text, changed := files[name]
+		if !changed {
+			content, err := os.ReadFile(name)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", m.name, err)
+			}
+			text = string(content)
+		}
+		if found := strings.Count(text, e.old); found != 1 || e.old == e.new {
+			return nil, fmt.Errorf("%s: mutant no longer applies: %s has %d times, not once:\n%s", m.name, e.file, found, e.old)
+		}
+		files[name] = strings.Replace(text, e.old, e.new, 1)
+	}
+	return files, nil
+}
+
+func (m *mutant) folder() string { return "./" + cmp.Or(m.pkg, "tests") }
+
+// reported is the name that go test gives to the test.
+func (m *mutant) reported() string { return strings.ReplaceAll(m.test, " ", "_") }
+
+// pattern matches the test alone, for go test's -run.
+func (m *mutant) pattern() string {
+	var parts []string
+	for part := range strings.SplitSeq(m.reported(), "/") {
+		parts = append(parts, "^"+regexp.QuoteMeta(part)+"$")
+	}
+	return strings.Join(parts, "/")
+}
+
+// tests returns the pattern of each test, by folder and name.
+func tests(mutants []mutant) map[[2]string]string {
+	patterns := make(map[[2]string]string)
+	for _, m := range mutants {
+		patterns[[2]string{m.folder(), m.reported()}] = m.pattern()
+	}
+	return patterns
+}
+
+// folders returns the folders of the tests, sorted.
+func folders(patterns map[[2]string]string) []string {
+	set := make(map[string]bool)
+	for test := range patterns {
+		set[test[0]] = true
+	}
+	return slices.Sorted(maps.Keys(set))
+}

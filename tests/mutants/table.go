@@ -1,0 +1,583 @@
+package main
+
+// Files that mutants change.
+const (
+	statements = "db/idempotency_keys.sql.go"
+	schema     = "migrations/00001_create_idempotency_keys.sql"
+	runFile    = "idempotency/pgxstore/run.go"
+	verbsFile  = "idempotency/pgxstore/verbs.go"
+	batchFile  = "idempotency/pgxstore/batch.go"
+	recordFile = "idempotency/pgxstore/record.go"
+	storeFile  = "idempotency/pgxstore/store.go"
+	gateFile   = "idempotency/gate.go"
+	txFile     = "txhelper/transaction.go"
+)
+
+// contract is where pgxstore runs the suite of stores with transactions.
+const contract = "TestTransactionContract/read committed/"
+
+// What is broken on purpose, by subject. Left out, because nothing of the kind
+// exists here: headers, leases that are extended in the background, reads from
+// replicas, fencing numbers. Left out, because no result could differ: a lock id
+// of 32 bits, as the lock is only a hint; pgx's SafeToRetry, which says no to
+// the commit that we send. Left out, because a test would need the server to
+// crash between COMMIT and its write to disk: resolving by transaction id.
+var table = []mutant{
+	// The claim.
+	{
+		name: "the last of two rivals overwrites the answer", breaks: once,
+		edits: []edit{{statements, "    statement_timestamp() + $7::interval\n)\nRETURNING", "    statement_timestamp() + $7::interval\n)\nON CONFLICT (scope, id) DO UPDATE SET response = EXCLUDED.response\nRETURNING"}},
+		test:  "TestUniqueIndexDecidesWithoutTheLock",
+	},
+	{
+		name: "the loser of a race commits its effect", breaks: together,
+		edits: []edit{{statements, "    statement_timestamp() + $7::interval\n)\nRETURNING", "    statement_timestamp() + $7::interval\n)\nON CONFLICT (scope, id) DO NOTHING\nRETURNING"}},
+		test:  "TestUniqueIndexDecidesWithoutTheLock",
+	},
+	{
+		name: "no row after a lost race means new", breaks: once,
+		edits: []edit{{verbsFile, "if seen == nil {\n\t\t\treturn &idempotency.Outcome{State: idempotency.InProgress}, nil", "if seen == nil {\n\t\t\treturn claimed(1, nil), nil"}},
+		test:  "TestRunningDuplicateIsInProgress",
+	},
+	{
+		name: "Begin does not expect a rival's row", breaks: unstuck,
+		edits: []edit{{statements, "ON CONFLICT (scope, id) DO NOTHING\nRETURNING", "RETURNING"}},
+		test:  "TestBatchBesideALargeOne",
+	},
+	{
+		name: "Do does not look before it runs", breaks: noRerun,
+		edits: []edit{{runFile, "\t\tif look {\n", "\t\tif look && r.claimID[0] == 0 && r.claimID[1] == 0 {\n"}},
+		test:  "TestDoRunsOnceInEveryExecMode",
+	},
+	{
+		name: "Do ignores that the key is locked", breaks: bounded,
+		edits: []edit{{runFile, "if !lock.Locked {", "if !lock.Locked && lock.ReadOnly {"}},
+		test:  "TestRunningDuplicateIsInProgress",
+	},
+	{
+		name: "Do waits for the lock on its connection", breaks: bounded,
+		edits: []edit{{statements, "    pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,", "    (SELECT true FROM pg_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)) AS locked,"}},
+		test:  "TestStormLeavesTheOperationASecondConnection",
+	},
+	{
+		name: "an expired row is replaced, whatever it became", breaks: once,
+		edits: []edit{{statements, "        THEN 1 ELSE 0 END,\n    claim_id", "        THEN 1 ELSE 1 END,\n    claim_id"}},
+		test:  "TestUniqueIndexDecidesWithoutTheLock/also when an expired row is replaced",
+	},
+	{
+		name: "an abandoned row is known by its claim id alone", breaks: once,
+		edits: []edit{{statements, "            AND k.status = $10::smallint\n            AND k.locked_until IS NOT DISTINCT FROM $11::timestamptz\n", "            AND ($10::smallint, $11::timestamptz) IS NOT NULL IS NOT NULL\n"}},
+		test:  "TestUniqueIndexDecidesWithoutTheLock/a zombie's completion under the same claim id",
+	},
+	{
+		name: "a lock pins the key for a bystander", breaks: bounded,
+		edits: []edit{{statements, "    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = $1 AND k.id = $2) THEN false\n", "    WHEN false THEN false\n"}},
+		test:  "TestBystanderDoesNotPinTheKey",
+	},
+	{
+		name: "a retry in the transaction that failed", breaks: unstuck,
+		edits: []edit{{"txhelper/run.go", "\t\tattempts = 1 //", "\t\tattempts = 2 //"}},
+		test:  "TestRunOnEveryDB",
+	},
+	{
+		name: "a serialization failure is not noticed", breaks: once,
+		edits: []edit{{"txhelper/tx.go", "if err != nil && IsRetryable(err) {", "if err != nil && IsRetryable(err) && tx.nested && !tx.nested {"}},
+		test:  "TestIgnoredSerializationFailureRunsAgain",
+	},
+	{
+		name: "Do runs where nothing can be written", breaks: honest,
+		edits: []edit{{runFile, "if lock.ReadOnly {", "if lock.ReadOnly && !lock.Locked {"}},
+		test:  "TestReadOnlyTransaction",
+	},
+
+	// The key and the request.
+	{
+		name: "the scope is left out of the look", breaks: apart,
+		edits: []edit{{statements, "FROM idempotency_keys\nWHERE scope = $1\n    AND id = $2\n`", "FROM idempotency_keys\nWHERE $1::text IS NOT NULL\n    AND id = $2\n`"}},
+		test:  "TestAnotherScopesKeyIsNeverVisible",
+	},
+	{
+		name: "the scope is left out of the primary key", breaks: apart,
+		edits: []edit{
+			{schema, "PRIMARY KEY (scope, id)", "PRIMARY KEY (id)"},
+			{statements, "ON CONFLICT (scope, id) DO NOTHING\nRETURNING", "ON CONFLICT (id) DO NOTHING\nRETURNING"},
+		},
+		test: "TestStoreContract/the same id in two scopes is two keys",
+	},
+	{
+		name: "the scope is left out of the lock", breaks: apart,
+		edits: []edit{{"idempotency/pgxstore/lock.go", `{"idempotency_keys", key.Scope, key.ID}`, `{"idempotency_keys", key.ID}`}},
+		test:  "TestAnotherScopesKeyIsNeverVisible",
+	},
+	{
+		name: "tables of two schemas share a lock", breaks: apart,
+		edits: []edit{{statements, "    pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,", "    pg_try_advisory_xact_lock($1::bigint) AS locked,"}},
+		test:  "TestSchemasDoNotShareKeys",
+	},
+	{
+		name: "fingerprint without lengths", breaks: sameRequest,
+		edits: []edit{{"idempotency/key.go", "\t\tbuf = binary.BigEndian.AppendUint64(buf, uint64(len(part)))\n", "\t\tbuf = binary.BigEndian.AppendUint64(buf, 0)[:len(buf)]\n"}},
+		test:  "TestFingerprintOf", pkg: "idempotency",
+	},
+	{
+		name: "another request gets the answer", breaks: sameRequest,
+		edits: []edit{{recordFile, "if !fingerprint.Matches(record.Fingerprint) {", "if fingerprint.Bytes() == nil {"}},
+		test:  contract + "run never executes for another fingerprint",
+	},
+	{
+		name: "another request gets the answer in memory", breaks: sameRequest,
+		edits: []edit{{gateFile, "if !params.Fingerprint.Matches(answer.Fingerprint) {", "if answer.Response == nil {"}},
+		test:  "TestSharedAnswerIsForTheSameRequest", pkg: "idempotency",
+	},
+	{
+		name: "a key is printed", breaks: secret,
+		edits: []edit{{"idempotency/key.go", "io.WriteString(state, k.String())", "io.WriteString(state, k.Scope+k.ID)"}},
+		test:  "TestErrorsHoldNoKeyAndNoBody",
+	},
+	{
+		name: "a key may have any length", breaks: honest,
+		edits: []edit{{"idempotency/key.go", "case len(part) > MaxKeyLength:", "case len(part) > 100*MaxKeyLength:"}},
+		test:  "TestBadInputIsRefusedBeforeAnySQL",
+	},
+
+	// Completion.
+	{
+		name: "a completion without a row goes unnoticed", breaks: together,
+		edits: []edit{{statements, "    (1 / count(*))::integer AS completed,", "    count(*)::integer AS completed,"}},
+		test:  "TestCompleteWithoutAClaimCannotCommit",
+	},
+	{
+		name: "one lost claim of a batch goes unnoticed", breaks: together,
+		edits: []edit{{statements, "SELECT 1 / (CASE WHEN count(*) = cardinality($1::text[]) THEN 1 ELSE 0 END) AS all_of_them", "SELECT 1 / (CASE WHEN count(*) >= 0 THEN 1 ELSE 0 END) AS all_of_them"}},
+		test:  contract + "a batch whose claim is lost cannot commit",
+	},
+	{
+		name: "completion by key, without the claim id", breaks: fenced,
+		edits: []edit{{statements, "        AND claim_id = $6\n        AND status = 1\n", "        AND $6::uuid IS NOT NULL\n        AND status = 1\n"}},
+		test:  contract + "a leased claim that was taken over cannot commit an effect",
+	},
+	{
+		name: "completion of what is completed", breaks: faithful,
+		edits: []edit{{statements, "        AND claim_id = $6\n        AND status = 1\n", "        AND claim_id = $6\n"}},
+		test:  "TestStoreContract/completing twice is an error and keeps the first answer",
+	},
+	{
+		name: "the work's transaction is not asked for", breaks: together,
+		edits: []edit{{statements, "        THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),\n    $3,\n    1,", "        THEN '2' ELSE '2' END AS smallint),\n    $3,\n    1,"}},
+		test:  "TestEndingTheTransactionInsideDo",
+	},
+	{
+		name: "the mark outlives its transaction", breaks: together,
+		edits: []edit{{statements, "        concat(current_setting('samecommit.claim_ids', true), ' ', $2::uuid),\n        true\n", "        concat(current_setting('samecommit.claim_ids', true), ' ', $2::uuid),\n        false\n"}},
+		test:  "TestEndingTheTransactionInsideDo",
+	},
+	{
+		name: "an inner Do takes the outer one's mark", breaks: together,
+		edits: []edit{{statements, "        concat(current_setting('samecommit.claim_ids', true), ' ', $2::uuid),", "        ($2::uuid)::text,"}},
+		test:  "TestStoreInsideATransactionThatRollsBack",
+	},
+	{
+		name: "no guard against a forgotten completion", breaks: together,
+		edits: []edit{{schema, ",\n    CONSTRAINT idempotency_keys_completed_before_commit FOREIGN KEY (unfinished)\n        REFERENCES idempotency_unfinished (id)\n        DEFERRABLE INITIALLY DEFERRED", ""}},
+		test:  "TestForgottenCompletionCannotCommit",
+	},
+	{
+		name: "memory has no guard against it either", breaks: together,
+		edits: []edit{{"idempotency/memstore/tx.go", "if record.State == idempotency.InProgress {", "if record.State == idempotency.InProgress && record.Response != nil {"}},
+		test:  "TestStoreTx/a forgotten completion cannot commit", pkg: "idempotency/memstore",
+	},
+
+	// Commit.
+	{
+		name: "acknowledged, though the commit failed", breaks: keeps,
+		edits: []edit{{runFile, "\tcase err == nil:\n\t\trecord, err := completed.record()", "\tcase insertErr == nil:\n\t\trecord, err := completed.record()"}},
+		test:  "TestLostReplyToCommitIsResolved/not committed",
+	},
+	{
+		name: "an aborted transaction is acknowledged", breaks: keeps,
+		edits: []edit{
+			{txFile, "if t.conn.PgConn().TxStatus() == 'E' {", "if t.conn.PgConn().TxStatus() == 'e' {"},
+			{txFile, "\t\t\treturn pgx.ErrTxCommitRollback\n", "\t\t\treturn nil\n"},
+		},
+		test: "TestRunEnds",
+	},
+	{
+		name: "a lost reply means committed", breaks: keeps,
+		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous)\n", "\t\tcompleted.ExpiresAt = &completed.UpdatedAt\n\t\trecord, err := completed.record()\n\t\treturn &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, err\n"}},
+		test:  "TestLostReplyToCommitIsResolved/not committed",
+	},
+	{
+		name: "a lost reply means not committed", breaks: honest,
+		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous)\n", "\t\treturn r.afterFailure(ctx, errTryAgain)\n"}},
+		test:  "TestCommitThatIsStillAtWorkIsWaitedFor",
+	},
+	{
+		name: "a lost reply is settled by a look alone", breaks: honest,
+		edits: []edit{{runFile, "r.settle(again.seen, lock.Locked)", "r.settle(again.seen, again.seen == nil || lock.Locked)"}},
+		test:  "TestCommitThatIsStillAtWorkIsWaitedFor",
+	},
+	{
+		name: "its own commit looks like another's", breaks: honest,
+		edits: []edit{{runFile, "if found != nil && found.ClaimID == uuid(r.claimID) {", "if found != nil && found.ClaimID == uuid(r.claimID) && found.LockedUntil != nil {"}},
+		test:  "TestLostReplyToCommitIsResolved/committed",
+	},
+	{
+		name: "unknown is reported as failed", breaks: honest,
+		edits: []edit{{runFile, `fmt.Errorf("%w: call again with the same key: %w", idempotency.ErrOutcomeUnknown, cause)`, `fmt.Errorf("call again with the same key: %w", cause)`}},
+		test:  "TestUnresolvedCommitIsSettledByTheNextCall",
+	},
+	{
+		name: "failed is reported as unknown", breaks: honest,
+		edits: []edit{{"txhelper/error.go", `return severity == "ERROR" &&`, `return severity == "LOG" &&`}},
+		test:  "TestRunEnds",
+	},
+	{
+		name: "a FATAL reply to COMMIT is taken for definite", breaks: honest,
+		edits: []edit{{"txhelper/error.go", `return severity == "ERROR" &&`, `return severity != "" &&`}},
+		test:  "TestRunOnAConnectionEndedInCommit",
+	},
+	{
+		name: "a lost commit is run again, if that is asked for", breaks: once,
+		edits: []edit{{"txhelper/run.go", "if err == nil || errors.As(err, &ambiguous) || !withDefaults.Retryable(err) {", "if err == nil || !withDefaults.Retryable(err) || errors.As(err, &ambiguous) && attempt > 1 {"}},
+		test:  "TestLostReplyThroughAWrappedPool",
+	},
+	{
+		name: "the caller's cancellation interrupts COMMIT", breaks: honest,
+		edits: []edit{{txFile, "ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.options.CommitTimeout)", "ctx, cancel := context.WithTimeout(ctx, t.options.CommitTimeout)"}},
+		test:  "TestCommitOutlivesItsCaller",
+	},
+	{
+		name: "COMMIT may take for ever", breaks: unstuck,
+		edits: []edit{{txFile, "ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.options.CommitTimeout)", "ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 1000*t.options.CommitTimeout)"}},
+		test:  "TestSilentCommitIsResolved", hangs: true,
+	},
+	{
+		name: "a lost connection fails a fresh call", breaks: honest,
+		edits: []edit{{txFile, "if t.conn.IsClosed() && ctx.Err() == nil {", "if t.conn.IsClosed() && ctx.Err() != nil {"}},
+		test:  "TestConnectionLostBeforeBeginIsReplaced",
+	},
+
+	// Whoever ends the transaction.
+	{
+		name: "a function commits the transaction of Do", breaks: together,
+		edits: []edit{{"txhelper/tx.go", "\tif tx.nested {\n\t\treturn tx.note(tx.Tx.Commit(ctx))", "\tif tx.nested || !tx.nested {\n\t\treturn tx.note(tx.Tx.Commit(ctx))"}},
+		test:  "TestRunRefusesToCommit",
+	},
+	{
+		name: "no rollback after a panic", breaks: neutral,
+		edits: []edit{{runFile, "\tdefer transaction.Rollback(ctx)\n\n\tif outcome", "\n\tif outcome"}},
+		test:  "TestGoexitAndPanicFreeTheKey",
+	},
+	{
+		name: "rollback under the cancelled context", breaks: neutral,
+		edits: []edit{{txFile, "ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.options.RollbackTimeout)", "ctx, cancel := context.WithTimeout(ctx, t.options.RollbackTimeout)"}},
+		test:  "TestRunWithACancelledContext",
+	},
+	{
+		name: "a connection is not given back", breaks: neutral,
+		edits: []edit{{txFile, "\tdefer t.release()\n", "\tif t.nested {\n\t\tdefer t.release()\n\t}\n"}},
+		test:  "TestGoexitAndPanicFreeTheKey",
+	},
+	{
+		name: "a key may be begun inside its own Do", breaks: honest,
+		edits: []edit{{"idempotency/do.go", "if ctx.Value(heldKey{c, key}) != nil {", "if ctx.Value(heldKey{nil, key}) != nil {"}},
+		test:  "TestNestedDoOnTheSameKey",
+	},
+	{
+		name: "a key may be begun on its own Do's transaction", breaks: once,
+		edits: []edit{{verbsFile, "if runKey(v.tx) == params.Key {", "if runKey(v.tx).ID == params.Key.Scope {"}},
+		test:  "TestNestedBeginOnTheOperationsTransaction",
+	},
+	{
+		name: "a batch may have its own Do's key", breaks: once,
+		edits: []edit{{batchFile, "if runKey(v.tx) == p.Key {", "if runKey(v.tx).ID == p.Key.Scope {"}},
+		test:  "TestBatchOwnAndStrayKeys",
+	},
+
+	// The answer.
+	{
+		name: "jsonb instead of bytes", breaks: faithful,
+		edits: []edit{{schema, "    response bytea,", "    response jsonb,"}},
+		test:  "TestResultTypes/bytes and raw JSON are untouched",
+	},
+	{
+		name: "the effect of a final error stays", breaks: together,
+		edits: []edit{{"idempotency/final.go", "Body: body, RolledBack: true}", "Body: body, RolledBack: false}"}},
+		test:  "TestFinalErrorIsRecordedOnce",
+	},
+	{
+		name: "a final error that is not listed is recorded", breaks: honest,
+		edits: []edit{{"idempotency/final.go", "\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: add a kind", "\tif true {\n\t\treturn &Response{Type: TypeErrorPrefix + \"other\", RolledBack: true}, nil\n\t}\n\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: add a kind"}},
+		test:  "TestUnlistedFinalErrorRollsBackAndSaysSo",
+	},
+	{
+		name: "an answer that nobody can read is committed", breaks: faithful,
+		edits: []edit{{"idempotency/do.go", "\t_, err = answer(config, o.codec, &Record{Key: o.begin.Key, Response: response}, false)\n\tif err != nil && !isFinal(err) {", "\t_, err = answer(config, o.codec, &Record{Key: o.begin.Key, Response: response}, false)\n\tif err != nil && isFinal(err) && response == nil {"}},
+		test:  "TestAnswerThatCannotBeReadBackRollsBack",
+	},
+	{
+		name: "any type is decoded from the answer", breaks: faithful,
+		edits: []edit{{"idempotency/codec.go", "if response.Type != c.typeName {", "if response.Type == \"\" {"}},
+		test:  "TestResultTypes",
+	},
+	{
+		name: "an answer of any size is recorded", breaks: bounded,
+		edits: []edit{{"idempotency/do.go", "if err := response.validateSize(config.MaxResponseSize); err != nil {", "if err := response.validateSize(1 << 30); err != nil {"}},
+		test:  "TestResponseOverTheLimitRollsBack",
+	},
+
+	// The gate.
+	{
+		name: "every duplicate asks the store", breaks: bounded,
+		edits: []edit{{gateFile, "turn: !q.asking}", "turn: true}"}},
+		test:  "TestDuplicatesOfOneProcessShareOneAnswer", pkg: "idempotency",
+	},
+	{
+		name: "in progress, by evidence older than the call", breaks: noRerun,
+		edits: []edit{{gateFile, "if !w.over || !q.lookedAt.After(w.came) {", "if !w.over {"}},
+		test:  "TestInProgressIsNoOlderThanTheCall", pkg: "idempotency",
+	},
+	{
+		name: "nobody is woken when the key is freed", breaks: bounded,
+		edits: []edit{{gateFile, "\tif p.ran {\n", "\tif p.ran && p.turn {\n"}},
+		test:  "TestNextInLineRunsWhenTheKeyIsFreed", pkg: "idempotency",
+	},
+	{
+		name: "duplicates share the bytes of an answer", breaks: faithful,
+		edits: []edit{{gateFile, "Record: answer.clone()}", "Record: answer}"}},
+		test:  "TestDuplicatesOfOneProcessShareOneAnswer", pkg: "idempotency",
+	},
+	{
+		name: "any number of duplicates may wait", breaks: bounded,
+		edits: []edit{{gateFile, "case p.gate.waiters >= p.gate.maxWaiters:", "case p.gate.waiters < 0:"}},
+		test:  "TestMoreWaitersThanAllowed", pkg: "idempotency",
+	},
+	{
+		name: "those who have left count as waiting", breaks: neutral,
+		edits: []edit{{gateFile, "\tg.waiters--\n\tw.news <- heard", "\tw.news <- heard"}},
+		test:  "TestMoreWaitersThanAllowed", pkg: "idempotency",
+	},
+	{
+		name: "a call that runs keeps its turn", breaks: bounded,
+		edits: []edit{{gateFile, "\tp.ran = true\n\tp.giveTurn()\n", "\tp.ran = true\n"}},
+		test:  "TestWaitEndsInTime", pkg: "idempotency",
+	},
+	{
+		name: "the answer of a queue is kept for ever", breaks: retention,
+		edits: []edit{
+			{gateFile, "\tq.answer = record.clone()\n\tp.gate.forget(p.key, q)\n", "\tq.answer = record.clone()\n"},
+			{gateFile, "\tif p.queue.calls == 0 {\n", "\tif p.queue.calls < 0 {\n"},
+		},
+		test: "TestAnswerIsSharedOnlyByThoseWhoWait", pkg: "idempotency",
+	},
+
+	// Batches.
+	{
+		name: "a batch in the order of its params", breaks: unstuck,
+		edits: []edit{{"idempotency/batch.go", "return cmp.Or(strings.Compare(a.Key.Scope, b.Key.Scope), strings.Compare(a.Key.ID, b.Key.ID))", "return cmp.Or(strings.Compare(a.Key.Scope, b.Key.Scope), 0*strings.Compare(a.Key.ID, b.Key.ID))"}},
+		test:  "TestOverlappingBatchesDoNotDeadlock",
+	},
+	{
+		name: "a key twice in a batch is claimed twice", breaks: once,
+		edits: []edit{{"idempotency/batch.go", "\t\tif item.repeats != nil {\n\t\t\tcontinue\n\t\t}\n\t\tfirsts", "\t\titem.repeats = nil\n\t\tfirsts"}},
+		test:  contract + "a batch keeps the order of its params and gives repeats the first answer",
+	},
+	{
+		name: "a batch waits for rows that others hold", breaks: bounded,
+		edits: []edit{{statements, "    FOR UPDATE OF k\n    SKIP LOCKED\n", "    FOR UPDATE OF k\n"}},
+		test:  "TestBatchAgainstRivalsForExpiredKeys",
+	},
+	{
+		name: "a batch leaves its lock_timeout behind", breaks: neutral,
+		edits: []edit{{statements, "SELECT set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true)", "SELECT set_config('lock_timeout', current_setting('lock_timeout'), true)"}},
+		test:  "TestBatchLeavesTheSettingsOfItsTransaction",
+	},
+	{
+		name: "a batch that waited too long aborts its caller", breaks: unstuck,
+		edits: []edit{
+			{batchFile, `flight.Queue("SAVEPOINT samecommit_batch")`, `flight.Queue("SELECT 1")`},
+			{batchFile, `flight.Queue("RELEASE SAVEPOINT samecommit_batch")`, `flight.Queue("SELECT 1")`},
+			{batchFile, `"ROLLBACK TO SAVEPOINT samecommit_batch; RELEASE SAVEPOINT samecommit_batch"`, `""`},
+		},
+		test: "TestBatchBesideALargeOne",
+	},
+	{
+		name: "a large batch takes a lock for each key", breaks: bounded,
+		edits: []edit{{batchFile, "const maxHints = 100\n", "const maxHints = 1_000_000\n"}},
+		test:  "TestBatchOfTenThousandKeys",
+	},
+	{
+		name: "a large batch ignores the locks of others", breaks: bounded,
+		edits: []edit{{statements, "    WHEN $6::boolean THEN pg_try_advisory_xact_lock(wanted.lock_id)\n    ELSE wanted.lock_id NOT IN (", "    WHEN $6::boolean THEN pg_try_advisory_xact_lock(wanted.lock_id)\n    ELSE wanted.lock_id IS NOT NULL OR wanted.lock_id NOT IN ("}},
+		test:  "TestBatchOfTenThousandKeys",
+	},
+	{
+		name: "a replayed batch takes locks", breaks: bounded,
+		edits: []edit{{statements, "    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN false\n    WHEN $6", "    WHEN $6"}},
+		test:  "TestBatchReplayWritesNothing",
+	},
+
+	// Settings.
+	{
+		name: "settings outlive their transaction", breaks: apart,
+		edits: []edit{{statements, "SELECT set_config($1::text, $2::text, true)", "SELECT set_config($1::text, $2::text, false)"}},
+		test:  "TestRowLevelSecurityRecipe",
+	},
+	{
+		name: "the idle timeout outlives its transaction", breaks: neutral,
+		edits: []edit{{statements, "        coalesce($3::text, current_setting('idle_in_transaction_session_timeout')),\n        true\n", "        coalesce($3::text, current_setting('idle_in_transaction_session_timeout')),\n        false\n"}},
+		test:  "TestIdleTimeoutEndsWithTheTransaction",
+	},
+	{
+		name: "no idle timeout", breaks: unstuck,
+		edits: []edit{{storeFile, "\tif s.idleTimeout < 0 {\n", "\tif s.idleTimeout != 0 {\n"}},
+		test:  "TestIdleTimeoutEndsWithTheTransaction",
+	},
+	{
+		name: "the sweep is sent without settings", breaks: apart,
+		edits: []edit{{storeFile, "s.queries.KeyDeleteExpired(ctx, s.querier(s.db),", "s.queries.KeyDeleteExpired(ctx, s.db,"}},
+		test:  "TestSweepUnderRowLevelSecurity",
+	},
+	{
+		name: "Get is sent without settings", breaks: apart,
+		edits: []edit{{storeFile, "return s.get(ctx, s.querier(s.db), key)", "return s.get(ctx, s.db, key)"}},
+		test:  "TestRowLevelSecurityRecipe",
+	},
+	{
+		name: "the look after a failure is sent without settings", breaks: apart,
+		edits: []edit{{runFile, "\tfound, err := r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)\n", "\tfound, err := r.store.lookUp(ctx, r.store.db, r.params.Key)\n"}},
+		test:  "TestRowLevelSecurityRecipe",
+	},
+	{
+		name: "the look before SERIALIZABLE is sent without settings", breaks: apart,
+		edits: []edit{{runFile, "r.seen, err = r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)", "r.seen, err = r.store.lookUp(ctx, r.store.db, r.params.Key)"}},
+		test:  "TestRowLevelSecurityRecipe",
+	},
+	{
+		name: "a refused setting is printed", breaks: secret,
+		edits: []edit{{"idempotency/pgxstore/setting.go", "its value and the right to set it\", name, pgErr.Code)", "its value and the right to set it: %s\", name, pgErr.Code, pgErr.Message)"}},
+		test:  "TestRefusedSettingIsNamedWithoutItsValue",
+	},
+
+	// Leases and clocks.
+	{
+		name: "a lease is taken over, whatever it became", breaks: fenced,
+		edits: []edit{{statements, "    AND claim_id = $6::uuid\n    AND status = $7::smallint\n    AND locked_until IS NOT DISTINCT FROM $8::timestamptz\n", "    AND ($6::uuid, $7::smallint, $8::timestamptz) IS NOT NULL IS NOT NULL\n"}},
+		test:  "TestTakeoverComparesTheRow",
+	},
+	{
+		name: "a lease that ends now is still held", breaks: unstuck,
+		edits: []edit{{"idempotency/memstore/ledger.go", "record.LockedUntil.After(now)", "!record.LockedUntil.Before(now)"}},
+		test:  "TestLeaseOfHours", pkg: "idempotency/memstore",
+	},
+	{
+		name: "a lease does not hold", breaks: fenced,
+		edits: []edit{{recordFile, "r.LockedUntil.After(r.ReadAt)", "r.LockedUntil.Before(r.ReadAt)"}},
+		test:  "TestStoreContract/new then in progress then completed replay",
+	},
+	{
+		name: "an unfinished key reads as free", breaks: honest,
+		edits: []edit{{recordFile, "return r != nil && r.Status == statusInProgress && r.LockedUntil == nil", "return r != nil && r.Status != statusInProgress && r.LockedUntil == nil && r.ExpiresAt == nil"}},
+		test:  contract + "an own key begun again is nested",
+	},
+	{
+		name: "a lease of no time", breaks: fenced,
+		edits: []edit{{"idempotency/store.go", "case lease < time.Millisecond:", "case lease < 0:"}},
+		test:  "TestStoreContract/bad parameters are refused by name",
+	},
+	{
+		name: "leases end by the program's clock", breaks: fenced,
+		edits: []edit{{recordFile, "r.LockedUntil.After(r.ReadAt)", "r.LockedUntil.After(time.Now())"}},
+		test:  "TestTheDatabasesClockDecides",
+	},
+	{
+		name: "answers expire by the program's clock", breaks: retention,
+		edits: []edit{{recordFile, "r.ExpiresAt.After(r.ReadAt)", "r.ExpiresAt.After(time.Now())"}},
+		test:  "TestTheDatabasesClockDecides",
+	},
+	{
+		name: "a look at the time the transaction began", breaks: retention,
+		edits: []edit{{statements, "    unfinished,\n    statement_timestamp()::timestamptz AS read_at\nFROM idempotency_keys\n", "    unfinished,\n    now()::timestamptz AS read_at\nFROM idempotency_keys\n"}},
+		test:  "TestTimeOfALongTransaction",
+	},
+	{
+		name: "the TTL counts from the transaction's begin", breaks: retention,
+		edits: []edit{{statements, "expires_at = statement_timestamp() + $3::interval", "expires_at = now() + $3::interval"}},
+		test:  "TestTimeOfALongTransaction",
+	},
+	{
+		name: "the holder's deadline is after the lease's", breaks: fenced,
+		edits: []edit{{verbsFile, "claim.Deadline = start.Add(params.Lease)", "claim.Deadline = start.Add(params.Lease + time.Minute)"}},
+		test:  "TestStoreContract/the holder's deadline is counted from before the claim",
+	},
+
+	// Expiry and the sweep.
+	{
+		name: "an expired answer replays", breaks: retention,
+		edits: []edit{{recordFile, "r.Status == statusCompleted && r.ExpiresAt.After(r.ReadAt)", "r.Status == statusCompleted && r.ExpiresAt != nil"}},
+		test:  "TestStoreContract/an expired answer is gone and its key is free",
+	},
+	{
+		name: "the sweep deletes what is in progress", breaks: retention,
+		edits: []edit{
+			{statements, "    WHERE status = 2\n        AND expires_at < statement_timestamp()\n    ORDER BY", "    WHERE coalesce(expires_at, locked_until) < statement_timestamp()\n    ORDER BY"},
+			{statements, "    AND k.status = 2\n    AND k.expires_at < statement_timestamp()\n", ""},
+		},
+		test: "TestStoreContract/delete expired keeps live answers and keys in progress",
+	},
+	{
+		name: "the sweep deletes live answers", breaks: retention,
+		edits: []edit{
+			{statements, "        AND expires_at < statement_timestamp()\n    ORDER BY", "        AND expires_at > '-infinity'\n    ORDER BY"},
+			{statements, "    AND k.status = 2\n    AND k.expires_at < statement_timestamp()\n", ""},
+		},
+		test: "TestStoreContract/delete expired keeps live answers and keys in progress",
+	},
+	{
+		name: "the sweep takes everything at once", breaks: bounded,
+		edits: []edit{{statements, "    LIMIT $1\n", "    LIMIT 1000 * $1::bigint\n"}},
+		test:  "TestStoreContract/delete expired takes the oldest first and honours its limit",
+	},
+	{
+		name: "the sweep takes the youngest first", breaks: retention,
+		edits: []edit{{statements, "    ORDER BY expires_at\n    LIMIT", "    ORDER BY expires_at DESC\n    LIMIT"}},
+		test:  "TestStoreContract/delete expired takes the oldest first and honours its limit",
+	},
+	{
+		name: "the sweep waits for a row that is claimed again", breaks: bounded,
+		edits: []edit{{statements, "    FOR UPDATE\n    SKIP LOCKED\n", "    FOR UPDATE\n"}},
+		test:  "TestSweepDoesNotWait",
+	},
+
+	// The schema.
+	{
+		name: "UNLOGGED", breaks: keeps,
+		edits: []edit{{schema, "CREATE TABLE idempotency_keys (", "CREATE UNLOGGED TABLE idempotency_keys ("}},
+		test:  "TestSchemaSurvivesCrashesAndUpgrades",
+	},
+	{
+		name: "keys in the collation of the database", breaks: once,
+		edits: []edit{{schema, `    id text COLLATE "C" NOT NULL,`, `    id text NOT NULL,`}},
+		test:  "TestSchemaSurvivesCrashesAndUpgrades",
+	},
+	{
+		name: "an index on status", breaks: bounded,
+		edits: []edit{{schema, "ON idempotency_keys (expires_at)\n", "ON idempotency_keys (status, expires_at)\n"}},
+		test:  "TestSchemaGolden",
+	},
+	{
+		name: "the guard acts before the commit", breaks: everywhere,
+		edits: []edit{{schema, "DEFERRABLE INITIALLY DEFERRED", "NOT DEFERRABLE"}},
+		test:  "TestUnfinishedRowCannotCommit",
+	},
+	{
+		name: "migrations run beside each other", breaks: upgrade,
+		edits: []edit{{"migrate/migrate.go", "\t\tgoose.WithSessionLocker(locker),\n", "\t\tgoose.WithVerbose(locker == nil),\n"}},
+		test:  "TestMigrateUpConcurrently",
+	},
+	{
+		name: "migrations share the application's table", breaks: upgrade,
+		edits: []edit{{"migrate/migrate.go", "goose.WithTableName(VersionTable)", "goose.WithTableName(goose.DefaultTablename)"}},
+		test:  "TestMigrateLeavesTheApplicationsGooseAlone",
+	},
+}
