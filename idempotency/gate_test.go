@@ -478,6 +478,29 @@ func TestSharedAnswerIsForTheSameRequest(t *testing.T) {
 	})
 }
 
+// What was true for those who waited then is not for those who come later.
+func TestSharedAnswerIsNotKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, nil)
+		for _, want := range []string{"run 1", "run 2"} {
+			first := b.start(t.Context(), b.client, waiting(time.Minute))
+			synctest.Wait()
+			watcher := b.start(t.Context(), b.client, waiting(time.Minute))
+			synctest.Wait()
+			duplicate := b.start(t.Context(), b.client, waiting(time.Minute))
+			synctest.Wait()
+			b.release <- nil
+			for _, call := range []<-chan doResult{first, watcher, duplicate} {
+				if result := <-call; result.err != nil || string(result.Value) != want {
+					t.Errorf("%q, %v; want %q", result.Value, result.err, want)
+				}
+			}
+			time.Sleep(idempotency.DefaultTTL) // the bubble's clock
+		}
+	})
+}
+
 // Distinct keys have nothing to do with each other.
 func TestGateIsPerKey(t *testing.T) {
 	t.Parallel()

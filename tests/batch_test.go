@@ -530,6 +530,109 @@ func TestBatchBesideALargeOne(t *testing.T) {
 	}
 }
 
+// Where no lock tells, a single key waits for the end of the transaction that
+// has it, and gets what that has left.
+func TestSingleKeyBesideALargeBatch(t *testing.T) {
+	t.Parallel()
+	for _, commits := range []bool{true, false} {
+		t.Run(fmt.Sprintf("commits %t", commits), func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, pgtest.DB(t), nil, nil)
+			all := batchParams(0, 150)
+			large, err := b.pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer large.Rollback(t.Context())
+			batch, err := b.client.WithTx(large).BeginMany(t.Context(), all)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := work(t.Context(), large, batch); err != nil {
+				t.Fatal(err)
+			}
+
+			want := idempotency.New
+			if commits {
+				want = idempotency.Completed
+			}
+			var calls sync.WaitGroup
+			calls.Go(func() {
+				err := pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+					outcome, err := b.client.WithTx(tx).Begin(t.Context(), all[0])
+					if err != nil || outcome.State != want {
+						t.Errorf("Begin: %+v, %v; want %v", outcome, err, want)
+						return err
+					}
+					if err := effect(t.Context(), tx, "the transaction is usable"); err != nil {
+						return err
+					}
+					if commits {
+						return nil
+					}
+					_, err = b.client.WithTx(tx).Complete(t.Context(), outcome.Claim, &idempotency.Response{Type: idempotency.TypeNone})
+					return err
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+			calls.Go(func() {
+				result, err := idempotency.Do(t.Context(), b.client, all[1], func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+					return []byte("of " + all[1].Key.ID), effect(ctx, tx, all[1].Key.ID)
+				})
+				if err != nil || result.Replayed != commits || string(result.Value) != "of "+all[1].Key.ID {
+					t.Errorf("Do: %+v, %v; want replayed: %t", result, err, commits)
+				}
+			})
+			waitFor(t, func() bool {
+				var waiting int
+				err := b.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&waiting)
+				return err == nil && waiting == 2
+			})
+			end := large.Rollback
+			if commits {
+				end = large.Commit
+			}
+			if err := end(t.Context()); err != nil {
+				t.Error(err)
+			}
+			calls.Wait()
+			if n := b.effects(t, all[1].Key.ID); n != 1 {
+				t.Errorf("%d effects of the key of Do, want 1", n)
+			}
+		})
+	}
+}
+
+// Nothing of a batch is left on its connection for the next user.
+func TestBatchSettingsEndWithTheTransaction(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	config.MaxConns = 1
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	b := newBench(t, pool, nil, nil)
+	settings := func() (text string) {
+		t.Helper()
+		if err := pool.QueryRow(t.Context(), `SELECT concat_ws('|', current_setting('lock_timeout'),
+			nullif(current_setting('samecommit.lock_timeout', true), ''), nullif(current_setting('samecommit.claim_ids', true), ''))`).Scan(&text); err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	before := settings()
+	if _, err := b.runBatch(t.Context(), batchParams(0, 2)); err != nil {
+		t.Fatal(err)
+	}
+	if after := settings(); after != before {
+		t.Errorf("the settings were %q and are %q", before, after)
+	}
+}
+
 func TestBatchOwnAndStrayKeys(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, pgtest.DB(t), nil, nil)

@@ -580,6 +580,32 @@ func TestForgottenCompletionCannotCommit(t *testing.T) {
 	}
 }
 
+// A row that somebody claims again is not waited for, nor deleted.
+func TestSweepLeavesLockedRowsAlone(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	// Waiting for the row would be an error.
+	config.ConnConfig.RuntimeParams["lock_timeout"] = "10ms"
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	b := newBench(t, pool, nil, nil)
+	b.expire(t, batchParams(0, 3))
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if outcome, err := b.client.WithTx(tx).Begin(t.Context(), batchParams(1, 2)[0]); err != nil || outcome.State != idempotency.New {
+		t.Fatalf("%+v, %v; want a new claim", outcome, err)
+	}
+	if deleted, err := b.client.DeleteExpired(t.Context(), 0); err != nil || deleted != 2 {
+		t.Errorf("%d deleted, %v; want the two that nobody has locked", deleted, err)
+	}
+}
+
 // waitFor polls a condition in the database; it is not a pause.
 func waitFor(t testing.TB, condition func() bool) {
 	t.Helper()

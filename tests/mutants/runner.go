@@ -23,7 +23,7 @@ const (
 	killTimeout     = 90 * time.Second
 	// hangTimeout is how long a test may take to be seen not to end. Without the
 	// mutant it passes in a tenth of that.
-	hangTimeout = 20 * time.Second
+	hangTimeout = 30 * time.Second
 )
 
 var errSurvived = errors.New("the test passed all the same")
