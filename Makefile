@@ -25,6 +25,10 @@ test: ## run every test; RACE=1 adds the race detector
 test/race: ## run every test with the race detector
 	@$(MAKE) --no-print-directory test RACE=1
 
+.PHONY: mutants
+mutants: ## break the product, one way at a time: a named test must notice; ARGS="-run ..." selects
+	go run ./tests/mutants $(ARGS)
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## run the linters
 	$(GOLANGCI_LINT) run $(addsuffix /...,$(MODULES))
