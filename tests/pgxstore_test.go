@@ -580,6 +580,28 @@ func TestForgottenCompletionCannotCommit(t *testing.T) {
 	}
 }
 
+// A constraint of the caller's can fail the commit, with the code of a lost race
+// for the key. That is the caller's error, and not a reason to run again.
+func TestDeferredConstraintFailsTheCommit(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, nil)
+	if _, err := b.pool.Exec(t.Context(), `ALTER TABLE effects ADD CONSTRAINT once UNIQUE (name) DEFERRABLE INITIALLY DEFERRED`); err != nil {
+		t.Fatal(err)
+	}
+	runs := 0
+	_, err := idempotency.Do(t.Context(), b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+		runs++
+		return "k", errors.Join(effect(ctx, tx, "k"), effect(ctx, tx, "k"))
+	})
+	wantPgError(t, err, "23505", "once")
+	if runs != 1 || b.effects(t, "k") != 0 {
+		t.Errorf("%d runs, %d effects; want 1 and 0", runs, b.effects(t, "k"))
+	}
+	if _, err := b.client.Get(t.Context(), params("k").Key); !errors.Is(err, idempotency.ErrNotFound) {
+		t.Errorf("Get: %v, want ErrNotFound", err)
+	}
+}
+
 // A row that somebody claims again is not waited for, nor deleted.
 func TestSweepLeavesLockedRowsAlone(t *testing.T) {
 	t.Parallel()

@@ -136,7 +136,7 @@ func (r *runner) all(ctx context.Context, chosen []mutant, parallel int, verbose
 		})
 	}
 	group.Wait()
-	return survivors, mistakes
+	return killed, survived
 }
 
 // check refuses a table that is out of date before anything is run.

@@ -191,7 +191,15 @@ var table = []mutant{
 	{
 		name: "acknowledged, though the commit failed", breaks: keeps,
 		edits: []edit{{runFile, "\tcase err == nil:\n\t\trecord, err := completed.record()", "\tcase insertErr == nil:\n\t\trecord, err := completed.record()"}},
-		test:  "TestLostReplyToCommitIsResolved/not committed",
+		test:  "TestDeferredConstraintFailsTheCommit",
+	},
+	{
+		name: "a constraint of the caller's looks like a lost race", breaks: honest,
+		edits: []edit{
+			{runFile, "\tcase insertErr == nil || !errors.Is(err, insertErr):\n\t\treturn r.afterFailure(ctx, err)\n\t}\n", "\t}\n"},
+			{runFile, "switch sqlState(insertErr) {", "switch sqlState(err) {"},
+		},
+		test: "TestDeferredConstraintFailsTheCommit",
 	},
 	{
 		name: "an aborted transaction is acknowledged", breaks: keeps,
@@ -199,7 +207,7 @@ var table = []mutant{
 			{txFile, "if t.conn.PgConn().TxStatus() == 'E' {", "if t.conn.PgConn().TxStatus() == 'e' {"},
 			{txFile, "\t\t\treturn pgx.ErrTxCommitRollback\n", "\t\t\treturn nil\n"},
 		},
-		test: "TestRunEnds",
+		test: "TestRunRefusesToCommit",
 	},
 	{
 		name: "a lost reply means committed", breaks: keeps,
