@@ -112,6 +112,7 @@ type call struct {
 	called, returned     int64 // in the order of events
 	calledAt, returnedAt time.Time
 	inStore              time.Duration
+	asking               []span // when it asked the store and did not run
 	working              time.Duration
 	given                [][]byte
 	expires              time.Time // of what was completed before its commit
@@ -388,6 +389,9 @@ func (c *call) conclude(result idempotency.Result[[]byte], err error) {
 	record := *result.Record
 	c.record = &record
 	scribble(result.Value)
+	if c.verb != verbWithTx && !final && string(result.Record.Response.Body) != c.body {
+		c.world.violation("I4: %s got a value and a record that share their bytes", c)
+	}
 	scribble(result.Record.Response.Body)
 	*result.Record = idempotency.Record{}
 }

@@ -106,6 +106,9 @@ func (w *world) checkCall(c *call, answers map[*call]answerOf, byID map[int]answ
 	if c.outcome == mismatch && !w.explainsMismatch(c) {
 		w.violation("I7: %s was refused, and no other request had the key", c)
 	}
+	if c.outcome == overloaded && !w.explainsOverload(c) {
+		w.violation("I13: %s was turned away, and the store was not at fault: %v", c, c.err)
+	}
 	if c.outcome == inProgress {
 		waiting, ok := c.err.(*idempotency.InProgressError) //nolint:errorlint // it comes unwrapped
 		if !ok || waiting.RetryAfter <= 0 {
@@ -118,6 +121,34 @@ func (w *world) checkCall(c *call, answers map[*call]answerOf, byID map[int]answ
 	if idle := c.returnedAt.Sub(c.calledAt) - c.inStore; c.verb == verbDo && idle > max(c.wait, 0)+answerGrace {
 		w.violation("I13: %s was kept waiting for %s", c, idle)
 	}
+}
+
+// span is a stretch of time.
+type span struct{ from, to time.Time }
+
+// explainsOverload reports whether the call had to be turned away: as many wait
+// as may, or the store kept its process waiting for all of the grace.
+func (w *world) explainsOverload(c *call) bool {
+	if waited := c.returnedAt.Sub(c.calledAt) - c.inStore; waited < c.wait {
+		return w.limits[c.process] > 0
+	}
+	var silent time.Duration
+	for _, other := range w.calls {
+		if other.process != c.process || other.key != c.key {
+			continue
+		}
+		for _, asked := range other.asking {
+			from, to := asked.from, asked.to
+			if begin := c.returnedAt.Add(-answerGrace); from.Before(begin) {
+				from = begin
+			}
+			if to.After(c.returnedAt) {
+				to = c.returnedAt
+			}
+			silent += max(to.Sub(from), 0)
+		}
+	}
+	return silent >= answerGrace
 }
 
 // checkReplay is I2, I4 and I7 for a call that was given another one's answer.

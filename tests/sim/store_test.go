@@ -84,7 +84,13 @@ func (s *faultyStore) Run(ctx context.Context, params *idempotency.BeginParams,
 ) (outcome *idempotency.Outcome, executed bool, err error) {
 	c := callOf(ctx)
 	began := time.Now()
-	defer func() { c.inStore += time.Since(began) }()
+	ran := false
+	defer func() {
+		c.inStore += time.Since(began)
+		if !ran {
+			c.asking = append(c.asking, span{began, time.Now()})
+		}
+	}()
 	drawn := c.draw(slowCall, slowReply, refused, lostReply, undone, ghost, ghostUndone, rerun)
 	if err := c.travel(ctx, drawn); err != nil {
 		return nil, false, err
@@ -94,6 +100,10 @@ func (s *faultyStore) Run(ctx context.Context, params *idempotency.BeginParams,
 	defer held.end()
 	watched := func(ctx context.Context, tx *memstore.Tx) (*idempotency.Response, error) {
 		held.confirm()
+		if !ran {
+			ran = true
+			c.asking = append(c.asking, span{began, time.Now()})
+		}
 		response, err := fn(ctx, tx)
 		if err == nil {
 			time.Sleep(within(c.random, 200*time.Microsecond)) // on the way to its commit
@@ -104,8 +114,8 @@ func (s *faultyStore) Run(ctx context.Context, params *idempotency.BeginParams,
 	case undone, ghost, ghostUndone:
 		return s.runUnknown(ctx, c, params, held, drawn, watched)
 	case rerun:
-		outcome, ran, err := s.runUndone(ctx, params, watched)
-		if !ran {
+		outcome, first, err := s.runUndone(ctx, params, watched)
+		if !first {
 			c.travelBack(drawn)
 			return outcome, false, err
 		}
