@@ -20,16 +20,22 @@ var (
 	seedFlag  = flag.Uint64("sim.seed", 0, "simulate this seed only and print its history")
 )
 
-// simulate lives one seed in a bubble, which ends only when every goroutine has
-// (I15), and returns its world.
-func simulate(t *testing.T, seed uint64) (w *world) {
+// bubble runs one seed under a fake clock. It ends only when every goroutine
+// has, which is I15.
+func bubble(t *testing.T, seed uint64, test string, f func(t *testing.T)) {
 	t.Helper()
 	defer func() {
 		if value := recover(); value != nil { // a deadlock, or a goroutine left behind
-			t.Fatalf("seed %d: I15: %v\n%s", seed, value, replayCommand(seed))
+			t.Fatalf("seed %d: I15: %v\n%s", seed, value, replayCommand(test, seed))
 		}
 	}()
-	synctest.Test(t, func(t *testing.T) {
+	synctest.Test(t, f)
+}
+
+func simulate(t *testing.T, seed uint64) (w *world) {
+	t.Helper()
+	bubble(t, seed, "TestSimulation", func(t *testing.T) {
+		t.Helper()
 		w = newWorld(t, seed)
 		w.live(t.Context())
 		w.check()
@@ -37,8 +43,10 @@ func simulate(t *testing.T, seed uint64) (w *world) {
 	return w
 }
 
-func replayCommand(seed uint64) string {
-	return fmt.Sprintf("replay: go test ./tests/sim -run '^TestSimulation$' -v -count=100 -failfast -sim.seed=%d", seed)
+// replayCommand asks for more than one run: package idempotency draws its own
+// jitter, so a seed does not decide everything.
+func replayCommand(test string, seed uint64) string {
+	return fmt.Sprintf("replay: go test ./tests/sim -run '^%s$' -v -count=100 -failfast -sim.seed=%d", test, seed)
 }
 
 func (w *world) history() string {
@@ -51,45 +59,50 @@ func (w *world) history() string {
 	return lines.String()
 }
 
-func TestSimulation(t *testing.T) {
-	t.Parallel()
+// eachSeed runs the seeds that the flags ask for, on all processors, until one
+// fails.
+func eachSeed(t *testing.T, run func(t *testing.T, seed uint64)) (seeds uint64) {
+	t.Helper()
 	if *seedFlag != 0 {
-		w := simulate(t, *seedFlag)
-		t.Logf("seed %d\n%s", *seedFlag, w.history())
-		w.report(t)
-		return
+		run(t, *seedFlag)
+		return 1
 	}
-	var total tally
 	var next atomic.Uint64
-	next.Store(*firstFlag)
-	var failed atomic.Bool
-	began := time.Now()
-	t.Run("seeds", func(t *testing.T) {
+	t.Run("seeds", func(group *testing.T) {
 		for worker := range runtime.GOMAXPROCS(0) {
-			t.Run(fmt.Sprint(worker), func(t *testing.T) {
+			group.Run(fmt.Sprint(worker), func(t *testing.T) {
 				t.Parallel()
-				var mine tally
-				defer func() { total.add(&mine) }()
-				for seed := next.Add(1) - 1; seed < *firstFlag+*seedsFlag && !failed.Load(); seed = next.Add(1) - 1 {
-					w := simulate(t, seed)
-					mine.count(w)
-					if len(w.violations) > 0 {
-						failed.Store(true)
-					}
-					w.report(t)
+				for i := next.Add(1) - 1; i < *seedsFlag && !group.Failed(); i = next.Add(1) - 1 {
+					run(t, *firstFlag+i)
 				}
 			})
 		}
 	})
+	return *seedsFlag
+}
+
+func TestSimulation(t *testing.T) {
+	t.Parallel()
+	var total tally
+	began := time.Now()
+	seeds := eachSeed(t, func(t *testing.T, seed uint64) {
+		t.Helper()
+		w := simulate(t, seed)
+		total.add(w)
+		if *seedFlag != 0 {
+			t.Logf("seed %d\n%s", seed, w.history())
+		}
+		w.report(t, "TestSimulation")
+	})
 	t.Logf("%s\n%s", time.Since(began).Round(time.Second), &total)
-	total.checkCells(t, total.seeds >= seedsForEveryCell)
+	total.checkCells(t, seeds >= seedsForEveryCell)
 }
 
 // report fails the test with what is wrong in the world.
-func (w *world) report(t *testing.T) {
+func (w *world) report(t *testing.T, test string) {
 	t.Helper()
 	if len(w.violations) > 0 {
-		t.Fatalf("seed %d:\n%s\n%s\n%s", w.seed, strings.Join(w.violations, "\n"), replayCommand(w.seed), w.history())
+		t.Fatalf("seed %d:\n%s\n%s\n%s", w.seed, strings.Join(w.violations, "\n"), replayCommand(test, w.seed), w.history())
 	}
 }
 
@@ -104,8 +117,8 @@ func TestSeedsReplay(t *testing.T) {
 	for range seeds {
 		seed := random.Uint64()
 		first, second := simulate(t, seed), simulate(t, seed)
-		first.report(t)
-		second.report(t)
+		first.report(t, "TestSimulation")
+		second.report(t, "TestSimulation")
 		if first.history() == second.history() {
 			same++
 		}
@@ -129,7 +142,9 @@ type tally struct {
 	cells   [outcomes][faults + 1]int
 }
 
-func (sum *tally) count(w *world) {
+func (sum *tally) add(w *world) {
+	sum.mu.Lock()
+	defer sum.mu.Unlock()
 	sum.seeds++
 	sum.calls += len(w.calls)
 	sum.effects += len(w.effects)
@@ -151,23 +166,6 @@ func (sum *tally) count(w *world) {
 	for _, answer := range w.answers {
 		if answer.call.outcome == unknown {
 			sum.ghosts++
-		}
-	}
-}
-
-func (sum *tally) add(other *tally) {
-	sum.mu.Lock()
-	defer sum.mu.Unlock()
-	sum.seeds += other.seeds
-	sum.calls += other.calls
-	sum.runs += other.runs
-	sum.effects += other.effects
-	sum.audits += other.audits
-	sum.sweeps += other.sweeps
-	sum.ghosts += other.ghosts
-	for outcome := range outcomes {
-		for fault := range faults + 1 {
-			sum.cells[outcome][fault] += other.cells[outcome][fault]
 		}
 	}
 }
