@@ -349,6 +349,14 @@ func (h *holder) completeWithWrites(ctx context.Context, claim *idempotency.Clai
 		return
 	}
 	time.Sleep(within(h.random, time.Hour))
+	switch h.random.IntN(10) { // a mistake: the claim is in use
+	case 0:
+		h.complete(ctx, claim)
+	case 1:
+		h.extend(ctx, claim)
+	case 2:
+		h.release(ctx, claim)
+	}
 	h.model.Lock()
 	defer h.model.Unlock()
 	if h.happens(20) {
