@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,15 +32,66 @@ func TestFingerprintOf(t *testing.T) {
 	}
 }
 
+// cut splits text into parts: each byte of cuts is the length of one, and the
+// last part is what is left.
+func cut(text string, cuts []byte) (parts []string) {
+	for _, length := range cuts {
+		length := min(int(length), len(text))
+		parts = append(parts, text[:length])
+		text = text[length:]
+	}
+	return append(parts, text)
+}
+
+// Two lists of parts have one fingerprint only if they are one list, however
+// their texts are cut.
 func FuzzFingerprintIsInjective(f *testing.F) {
-	f.Add("a", "bc", "ab", "c")
-	f.Fuzz(func(t *testing.T, a, b, c, d string) {
-		same := idempotency.FingerprintOf(a, b) == idempotency.FingerprintOf(c, d)
-		if same != (a == c && b == d) {
-			t.Errorf("(%q, %q) and (%q, %q): same fingerprint is %t", a, b, c, d, same)
+	f.Add("abc", []byte{1}, "abc", []byte{2})
+	f.Add("abc", []byte{}, "abc", []byte{0})
+	f.Fuzz(func(t *testing.T, text string, cuts []byte, otherText string, otherCuts []byte) {
+		lists := [][]string{cut(text, cuts), cut(text, otherCuts), cut(otherText, cuts), cut(otherText, otherCuts), {text}, {}}
+		for _, a := range lists {
+			for _, b := range lists {
+				one, other := idempotency.FingerprintOf(a...), idempotency.FingerprintOf(b...)
+				if same := slices.Equal(a, b); one == other != same || one.Matches(other) != same {
+					t.Errorf("%q and %q: equal is %t, matches is %t", a, b, one == other, one.Matches(other))
+				}
+			}
 		}
-		if idempotency.FingerprintOf(a, b) == idempotency.FingerprintOf(a+b) {
-			t.Errorf("(%q, %q) has the fingerprint of one part", a, b)
+	})
+}
+
+// What a store has read is the fingerprint that it was given, whatever version
+// wrote it, and prints none of its bytes.
+func FuzzParseFingerprint(f *testing.F) {
+	f.Add(idempotency.FingerprintOf("a").Bytes())
+	f.Add(idempotency.NoFingerprint.Bytes())
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, encoded []byte) {
+		parsed, err := idempotency.ParseFingerprint(encoded)
+		if (err == nil) != (len(encoded) > 0) || !bytes.Equal(parsed.Bytes(), encoded) {
+			t.Fatalf("ParseFingerprint(%x) = %x, %v", encoded, parsed.Bytes(), err)
+		}
+		want := "fingerprint:missing"
+		switch {
+		case err != nil:
+		case encoded[0] == 0:
+			want = "fingerprint:none"
+		default:
+			want = fmt.Sprintf("fingerprint:v%d", encoded[0])
+		}
+		if text := fmt.Sprintf("%v %+v %x", parsed, parsed, parsed); text != want+" "+want+" "+want {
+			t.Errorf("%x prints %s", encoded, text)
+		}
+		if err != nil {
+			return
+		}
+		// A recorded fingerprint is read once more only by its own request, by
+		// another version, or by one that opted out.
+		request := idempotency.FingerprintOf("a")
+		want1 := encoded[0] != 1 || bytes.Equal(encoded, request.Bytes())
+		if !parsed.Matches(parsed) || request.Matches(parsed) != want1 || !idempotency.NoFingerprint.Matches(parsed) {
+			t.Errorf("%x matches itself %t, a request %t, none %t", encoded, parsed.Matches(parsed), request.Matches(parsed), idempotency.NoFingerprint.Matches(parsed))
 		}
 	})
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/samecommit/samecommit/idempotency"
 )
@@ -60,4 +62,46 @@ func TestKeyHashTellsKeysApart(t *testing.T) {
 	if a.String() == b.String() {
 		t.Error("(a, bc) and (ab, c) print the same hash")
 	}
+}
+
+var (
+	keyHash      = regexp.MustCompile(`^key:[0-9a-f]{12}$`)
+	keyComplaint = regexp.MustCompile(`^idempotency: invalid parameter: Key\.(Scope|ID) (is empty|has \d+ bytes; the limit is 255|is not valid UTF-8|contains a NUL byte)$`)
+)
+
+// Whatever the key is, it is judged by the rules that stores rely on, and no way
+// to print it prints its text.
+func FuzzKey(f *testing.F) {
+	f.Add("tenant-7/charge", "3f1c", "tenant-7/charge3", "f1c")
+	f.Add("", "\x00", "\xff", strings.Repeat("i", 256))
+	f.Fuzz(func(t *testing.T, scope, id, otherScope, otherID string) {
+		key, other := idempotency.Key{Scope: scope, ID: id}, idempotency.Key{Scope: otherScope, ID: otherID}
+		good := func(part string) bool {
+			return part != "" && len(part) <= 255 && utf8.ValidString(part) && !strings.Contains(part, "\x00")
+		}
+		err := key.Validate()
+		if (err == nil) != (good(scope) && good(id)) {
+			t.Errorf("Validate of (%q, %q): %v", scope, id, err)
+		}
+		if err != nil && !keyComplaint.MatchString(err.Error()) {
+			t.Errorf("Validate says %q", err)
+		}
+		hash := key.String()
+		if !keyHash.MatchString(hash) || hash == other.String() != (key == other) {
+			t.Errorf("(%q, %q) and (%q, %q) print %s and %s", scope, id, otherScope, otherID, hash, other)
+		}
+		holder := struct{ Key idempotency.Key }{key}
+		for verb, want := range map[string]string{"%v": "{" + hash + "}", "%+v": "{Key:" + hash + "}", "%s": "{" + hash + "}", "%q": "{" + hash + "}", "%x": "{" + hash + "}", "%d": "{" + hash + "}"} {
+			if text := fmt.Sprintf(verb, holder); text != want {
+				t.Errorf("%s prints %s; want %s", verb, text, want)
+			}
+		}
+		inError := &idempotency.KeyError{Key: key, Err: idempotency.ErrClaimLost}
+		if want := fmt.Sprintf("%v (%s)", idempotency.ErrClaimLost, hash); inError.Error() != want {
+			t.Errorf("an error prints %s; want %s", inError, want)
+		}
+		if logged := key.LogValue().String(); logged != hash {
+			t.Errorf("slog gets %s; want %s", logged, hash)
+		}
+	})
 }
