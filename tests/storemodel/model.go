@@ -297,8 +297,9 @@ func (m *machine[TTx]) release(t *rapid.T) {
 
 // completed is what a completion changes.
 func (m *machine[TTx]) completed(t *rapid.T, tx *openTx[TTx], seen entry, claim *idempotency.Claim, response *idempotency.Response, record *idempotency.Record) {
-	seen.state, seen.response, seen.expires, seen.until = idempotency.Completed, response, m.now+claim.TTL, 0
+	seen.state, seen.response, seen.expires, seen.until = idempotency.Completed, clone(response), m.now+claim.TTL, 0
 	sameRecord(t, record, seen)
+	spoil(response.Body)
 	m.put(tx, claim.Key, seen)
 }
 
@@ -349,9 +350,10 @@ func (m *machine[TTx]) run(t *rapid.T) {
 		}
 		done := entry{
 			state: idempotency.Completed, claim: outcome.Record.ClaimID, attempt: attempt, fingerprint: params.Fingerprint,
-			expires: m.now + params.TTL, response: response,
+			expires: m.now + params.TTL, response: clone(response),
 		}
 		sameRecord(t, outcome.Record, done)
+		spoil(response.Body)
 		m.committed[params.Key] = done
 	}
 }
@@ -516,6 +518,19 @@ func (m *machine[TTx]) compareKey(t *rapid.T, verbs idempotency.Verbs, tx *openT
 	sameRecord(t, record, want)
 }
 
+func clone(response *idempotency.Response) *idempotency.Response {
+	return &idempotency.Response{Type: response.Type, Body: bytes.Clone(response.Body)}
+}
+
+// spoil changes what is the caller's own and must not reach the record.
+func spoil(body []byte) {
+	for i := range body {
+		body[i]++
+	}
+}
+
+// sameRecord compares a record with the model, and spoils it: it is the
+// caller's own.
 func sameRecord(t *rapid.T, record *idempotency.Record, want entry) {
 	if record == nil || record.State != want.state || record.ClaimID != want.claim || record.Attempt != want.attempt ||
 		!bytes.Equal(record.Fingerprint.Bytes(), want.fingerprint.Bytes()) {
@@ -531,6 +546,7 @@ func sameRecord(t *rapid.T, record *idempotency.Record, want entry) {
 	if record.Response.Type != want.response.Type || !bytes.Equal(body, want.response.Body) || (body == nil) != (want.response.Body == nil) || record.Response.RolledBack {
 		t.Fatalf("response %s %#v; want %s %#v", record.Response.Type, body, want.response.Type, want.response.Body)
 	}
+	spoil(body)
 	if record.ExpiresAt.IsZero() || !record.LockedUntil.IsZero() {
 		t.Fatalf("completed record expires at %s and is locked until %s", record.ExpiresAt, record.LockedUntil)
 	}
