@@ -7,6 +7,7 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/memstore"
@@ -54,6 +55,10 @@ func FuzzResult(f *testing.F) {
 		}
 		sameTwice(t, client, "embedded", struct{ Raw json.RawMessage }{data}, nil)
 		sameTwice(t, client, "final", 0, idempotency.Final(&declined{text, data, number, wrapped.Any}))
+		_, err := idempotency.Do(t.Context(), client, testParams("final"), func(context.Context, *memstore.Tx) (int, error) { return 0, nil })
+		if got, ok := errors.AsType[*declined](err); ok && (!bytes.Equal(got.Bytes, data) || got.Number != number || utf8.ValidString(text) && got.Text != text) {
+			t.Errorf("a final error came back as %+v", got)
+		}
 	})
 }
 
