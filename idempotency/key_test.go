@@ -79,12 +79,18 @@ func FuzzKey(f *testing.F) {
 		good := func(part string) bool {
 			return part != "" && len(part) <= 255 && utf8.ValidString(part) && !strings.Contains(part, "\x00")
 		}
-		err := key.Validate()
-		if (err == nil) != (good(scope) && good(id)) {
-			t.Errorf("Validate of (%q, %q): %v", scope, id, err)
+		keys := []idempotency.Key{key, other}
+		for _, part := range []string{scope, id, otherScope, otherID} {
+			keys = append(keys, idempotency.Key{Scope: part, ID: "id"}, idempotency.Key{Scope: "scope", ID: part})
 		}
-		if err != nil && !keyComplaint.MatchString(err.Error()) {
-			t.Errorf("Validate says %q", err)
+		for _, key := range keys {
+			err := key.Validate()
+			if (err == nil) != (good(key.Scope) && good(key.ID)) {
+				t.Errorf("Validate of (%q, %q): %v", key.Scope, key.ID, err)
+			}
+			if err != nil && !keyComplaint.MatchString(err.Error()) {
+				t.Errorf("Validate says %q", err)
+			}
 		}
 		hash := key.String()
 		if !keyHash.MatchString(hash) || hash == other.String() != (key == other) {
