@@ -1,0 +1,31 @@
+package idempotencytest
+
+import (
+	"context"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Operation is the code under test. Both fields are required.
+type Operation struct {
+	// New builds the code under test on pool, as the program does when it
+	// starts: its client, its service, its HTTP handler. All that it does in the
+	// database must go through this pool and not through one that was captured.
+	//
+	// It is called some three times for each statement of a call: each is another
+	// instance of the service. What an instance needs to have stopped, stop in
+	// t.Cleanup; the pool is closed afterwards.
+	New func(t *testing.T, pool *pgxpool.Pool) Call
+	// Effects counts the committed effects of the calls with key, such as the
+	// rows that they inserted, through a pool of its own.
+	Effects func(ctx context.Context, key string) (int, error)
+}
+
+// Call makes one request with an idempotency key, a new UUID as text.
+//
+// Nil means that the request was acknowledged: a client would not send it again.
+// Turn everything else into an error, an HTTP status outside of 2xx for one. A
+// repeated call of a request that is done must be acknowledged like the first.
+// The context ends after 30 seconds.
+type Call func(ctx context.Context, key string) error

@@ -1,0 +1,225 @@
+package idempotencytest
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+const (
+	// retryTimeout is how long a client calls again. The server may need a
+	// moment to see that a connection is gone, and holds its locks until then.
+	retryTimeout = 5 * time.Second
+	retryPause   = 20 * time.Millisecond
+	// tries is how often a point is looked for in runs that differ.
+	tries = 3
+)
+
+// Run checks that op takes effect once whatever becomes of its connection.
+//
+// It makes pools like pool, with the same settings and hooks. Two runs without
+// a cut must succeed; the statements of the second are counted. Then each
+// statement is a point at which to cut, twice: before the server gets it, and
+// after the server has done it and before its reply arrives. Each point is a
+// subtest with a key of its own, so that -run can repeat one alone:
+//
+//  1. The connection is reset at the point. If the call was acknowledged all the
+//     same, there must be one effect now.
+//  2. The call is made again until it is acknowledged, as a client would, on
+//     healthy connections of the same instance. There must be one effect.
+//  3. One more call, to another instance on pool itself, must be acknowledged
+//     and add nothing.
+//
+// The subtests run one after the other. It fails where it would prove nothing:
+// where nothing was sent through the pool, where no commit was cut, and where a
+// point was not met because the statements differ from call to call.
+//
+// The connections must not be encrypted: where sslmode allows both, they are
+// not; otherwise set sslmode=disable.
+func Run(t *testing.T, pool *pgxpool.Pool, op Operation) {
+	t.Helper()
+	if op.New == nil || op.Effects == nil {
+		t.Fatal("idempotencytest: Operation.New and Operation.Effects are required")
+	}
+	r := &runner{pool: pool, op: &op}
+	r.uncut(t) // the first fills what the program caches
+	planned := r.uncut(t)
+	if t.Failed() {
+		return
+	}
+
+	all, ran := points(planned), 0
+	for _, p := range all {
+		t.Run(p.String(), func(t *testing.T) {
+			t.Helper()
+			ran++
+			r.cut(t, p)
+		})
+	}
+	// Of a statement outside of a transaction nobody can tell that it commits,
+	// but by the effect of a call that has failed.
+	commits := slices.ContainsFunc(planned, func(s *statement) bool { return s.commit })
+	if !commits && !r.committed && ran == len(all) && !t.Failed() {
+		t.Errorf("idempotencytest: none of the %d statements of a call was seen to commit its effect: there was no COMMIT, and no lost reply left an effect behind. "+
+			"Is the effect written through another pool than the one that New was given?", len(planned))
+	}
+}
+
+type runner struct {
+	pool *pgxpool.Pool
+	op   *Operation
+	// committed says that a call failed for want of a reply and had its effect.
+	committed bool
+}
+
+// uncut checks a run in which nothing is cut, and returns its statements.
+func (r *runner) uncut(t *testing.T) []*statement {
+	t.Helper()
+	in, key := newInstance(t, r.pool, r.op), newKey()
+	in.cutter.Arm(nil)
+	err := in.call.try(t.Context(), key)
+	sent := statements(in.cutter.Messages())
+	switch {
+	case err != nil:
+		t.Fatalf("idempotencytest: nothing was cut, and the call failed: %v", err)
+	case len(sent) == 0:
+		t.Fatal("idempotencytest: the call has sent nothing through the pool that New was given: " +
+			"nothing can be cut. Build the code under test on that pool, not on one that was captured.")
+	}
+	if n := r.effects(t, key); n != 1 {
+		t.Fatalf("idempotencytest: nothing was cut, the call was acknowledged, and Effects counts %d, want 1. "+
+			"Call must return an error where the request failed, and Effects must count what was done for the key.", n)
+	}
+	if err := in.call.try(t.Context(), key); err != nil {
+		t.Fatalf("idempotencytest: nothing was cut, and the same call again failed: %v. "+
+			"A request that is done must be answered as it was the first time.", err)
+	}
+	if n := r.effects(t, key); n != 1 {
+		t.Fatalf("idempotencytest: nothing was cut, and Effects counts %d after the same call twice, want 1. The key is not looked at.", n)
+	}
+	r.another(t, key, "nothing was cut, and the call was made twice")
+	return sent
+}
+
+// cut checks a run that is cut at p.
+func (r *runner) cut(t *testing.T, p *point) {
+	t.Helper()
+	for range tries {
+		if r.attempt(t, p) || t.Failed() {
+			return
+		}
+	}
+	t.Errorf("idempotencytest: in %d runs %s was not met, as calls send other statements each time. "+
+		"Make the call the same each time: no work in the background, no random choice.", tries, p)
+}
+
+// attempt reports whether p was met.
+func (r *runner) attempt(t *testing.T, p *point) bool {
+	t.Helper()
+	in, key := newInstance(t, r.pool, r.op), newKey()
+	in.cutter.Arm(p.cut())
+	first := in.call.try(t.Context(), key)
+	cut, messages := in.cutter.Cut(), in.cutter.Messages()
+	in.cutter.Arm(nil)
+	if cut == nil {
+		if first != nil {
+			t.Errorf("idempotencytest: nothing was cut, and the call failed: %v", first)
+		}
+		return false
+	}
+
+	event := p.event()
+	met := p.met(cut, messages)
+	if !met {
+		event = fmt.Sprintf("the connection was reset at another statement than planned (%s)", cut.Message)
+	}
+	switch n := r.effects(t, key); {
+	case n > 1:
+		t.Errorf("idempotencytest: %d effects of a single call, want 1: %s (the call returned: %v).\n"+
+			"The code ran it again although it had taken effect: the effect is not in the transaction of the key, or a COMMIT without a reply was taken for failed. "+
+			"Write both through one transaction, and look for the key before running again, also where pgconn.SafeToRetry says yes.", n, event, first)
+		return met
+	case n == 0 && first == nil:
+		t.Errorf("idempotencytest: the call was acknowledged without an effect: %s.\n"+
+			"An error was swallowed, or it was answered before the commit. Return every error, that of Commit too, and answer after it.", event)
+		return met
+	case n == 1 && first != nil && p.replyLost && met:
+		r.committed = true
+	}
+
+	if err := in.call.retry(t.Context(), key); err != nil {
+		t.Errorf("idempotencytest: the same call again was not acknowledged for %s: %s (the first call returned: %v, the last: %v).\n"+
+			"The key is stuck: it was committed as begun in another transaction than the effect; or a request that is done is answered with an error instead of its answer.", retryTimeout, event, first, err)
+		return met
+	}
+	switch n := r.effects(t, key); {
+	case n > 1:
+		t.Errorf("idempotencytest: %d effects after the call was made again, want 1: %s (the first call returned: %v).\n"+
+			"The effect was committed and its key was not: they are not in one transaction. "+
+			"Write both through the same transaction; inside idempotency.Do that is the tx that the function gets, not a pool.", n, event, first)
+		return met
+	case n == 0:
+		t.Errorf("idempotencytest: no effect after the call was made again and acknowledged: %s (the first call returned: %v).\n"+
+			"The key was committed and the effect was not: they are not in one transaction, and the key came first.", event, first)
+		return met
+	}
+	r.another(t, key, event)
+	return met
+}
+
+// another calls another instance, on healthy connections.
+func (r *runner) another(t *testing.T, key, event string) {
+	t.Helper()
+	if err := r.op.New(t, r.pool).try(t.Context(), key); err != nil {
+		t.Errorf("idempotencytest: another instance failed for a request that is done: %s (it returned: %v).\n"+
+			"A request that is done must be answered as it was the first time, by every instance.", event, err)
+	}
+	if n := r.effects(t, key); n != 1 {
+		t.Errorf("idempotencytest: %d effects after another instance was called, want 1: %s.\n"+
+			"What was done is remembered in the memory of the first instance only. Commit the key with the effect.", n, event)
+	}
+}
+
+func (r *runner) effects(t *testing.T, key string) int {
+	t.Helper()
+	n, err := r.op.Effects(t.Context(), key)
+	if err != nil {
+		t.Fatalf("idempotencytest: count the effects: %v", err)
+	}
+	return n
+}
+
+// retry calls until it is acknowledged. Its error is the last that was not for
+// want of time.
+func (c Call) retry(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, retryTimeout)
+	defer cancel()
+	var last error
+	for {
+		err := c.try(ctx, key)
+		if err == nil {
+			return nil
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			return last
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// newKey returns a random UUID, which any column for keys takes.
+func newKey() string {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // which never fails
+	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+}
