@@ -43,6 +43,7 @@ func newInstance(t *testing.T, original *pgxpool.Pool, op *Operation) *instance 
 		t.Fatalf("idempotencytest: make a pool like the one given: %v", err)
 	}
 	t.Cleanup(func() {
+		t.Helper()
 		closed := make(chan struct{})
 		go func() {
 			pool.Close()
@@ -51,7 +52,7 @@ func newInstance(t *testing.T, original *pgxpool.Pool, op *Operation) *instance 
 		select {
 		case <-closed:
 		case <-time.After(closeTimeout):
-			t.Errorf("idempotencytest: %d connections were not given back to the pool: end every transaction and close every rows, also after an error", pool.Stat().AcquiredConns())
+			t.Errorf("idempotencytest: %d connection(s) were not given back to the pool: end every transaction and close every rows, also after an error", pool.Stat().AcquiredConns())
 		}
 		cutter.Close()
 	})

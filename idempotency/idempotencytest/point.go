@@ -64,7 +64,7 @@ func (p *point) String() string {
 func (p *point) event() string {
 	which := fmt.Sprintf("statement %d of %d", p.index+1, p.total)
 	if p.statement.commit {
-		which += ", a COMMIT,"
+		which = fmt.Sprintf("the COMMIT (%s)", which)
 	}
 	if p.replyLost {
 		return fmt.Sprintf("the server had done %s and the connection was reset before its reply", which)

@@ -35,7 +35,8 @@ const (
 //  3. One more call, to another instance on pool itself, must be acknowledged
 //     and add nothing.
 //
-// The subtests run one after the other. It fails where it would prove nothing:
+// The subtests run one after the other, up to the first whose second step takes
+// longer than 5 seconds. Run fails where it would prove nothing:
 // where nothing was sent through the pool, where no commit was cut, and where a
 // point was not met because the statements differ from call to call.
 //
@@ -49,12 +50,13 @@ func Run(t *testing.T, pool *pgxpool.Pool, op Operation) {
 	r := &runner{pool: pool, op: &op}
 	r.uncut(t) // the first fills what the program caches
 	planned := r.uncut(t)
-	if t.Failed() {
-		return
-	}
 
 	all, ran := points(planned), 0
 	for _, p := range all {
+		if r.stuck {
+			t.Logf("idempotencytest: stopped before %s: each further point could take %s", p, retryTimeout)
+			return
+		}
 		t.Run(p.String(), func(t *testing.T) {
 			t.Helper()
 			ran++
@@ -75,6 +77,8 @@ type runner struct {
 	op   *Operation
 	// committed says that a call failed for want of a reply and had its effect.
 	committed bool
+	// stuck says that a call was not acknowledged again.
+	stuck bool
 }
 
 // uncut checks a run in which nothing is cut, and returns its statements.
@@ -102,7 +106,9 @@ func (r *runner) uncut(t *testing.T) []*statement {
 	if n := r.effects(t, key); n != 1 {
 		t.Fatalf("idempotencytest: nothing was cut, and Effects counts %d after the same call twice, want 1. The key is not looked at.", n)
 	}
-	r.another(t, key, "nothing was cut, and the call was made twice")
+	if r.another(t, key, "nothing was cut, and the call was made twice"); t.Failed() {
+		t.FailNow()
+	}
 	return sent
 }
 
@@ -114,8 +120,8 @@ func (r *runner) cut(t *testing.T, p *point) {
 			return
 		}
 	}
-	t.Errorf("idempotencytest: in %d runs %s was not met, as calls send other statements each time. "+
-		"Make the call the same each time: no work in the background, no random choice.", tries, p)
+	t.Errorf("idempotencytest: in %d runs the point %q was not met: calls send other statements from time to time. "+
+		"Make them alike: no work in the background, no random choice.", tries, p)
 }
 
 // attempt reports whether p was met.
@@ -140,7 +146,7 @@ func (r *runner) attempt(t *testing.T, p *point) bool {
 	}
 	switch n := r.effects(t, key); {
 	case n > 1:
-		t.Errorf("idempotencytest: %d effects of a single call, want 1: %s (the call returned: %v).\n"+
+		t.Errorf("idempotencytest: %d effects of a single call, want 1: %s (the call returned %v).\n"+
 			"The code ran it again although it had taken effect: the effect is not in the transaction of the key, or a COMMIT without a reply was taken for failed. "+
 			"Write both through one transaction, and look for the key before running again, also where pgconn.SafeToRetry says yes.", n, event, first)
 		return met
@@ -153,18 +159,19 @@ func (r *runner) attempt(t *testing.T, p *point) bool {
 	}
 
 	if err := in.call.retry(t.Context(), key); err != nil {
-		t.Errorf("idempotencytest: the same call again was not acknowledged for %s: %s (the first call returned: %v, the last: %v).\n"+
+		r.stuck = true
+		t.Errorf("idempotencytest: the same call again was not acknowledged for %s: %s (the first call returned %v, the last %v).\n"+
 			"The key is stuck: it was committed as begun in another transaction than the effect; or a request that is done is answered with an error instead of its answer.", retryTimeout, event, first, err)
 		return met
 	}
 	switch n := r.effects(t, key); {
 	case n > 1:
-		t.Errorf("idempotencytest: %d effects after the call was made again, want 1: %s (the first call returned: %v).\n"+
+		t.Errorf("idempotencytest: %d effects after the call was made again, want 1: %s (the first call returned %v).\n"+
 			"The effect was committed and its key was not: they are not in one transaction. "+
 			"Write both through the same transaction; inside idempotency.Do that is the tx that the function gets, not a pool.", n, event, first)
 		return met
 	case n == 0:
-		t.Errorf("idempotencytest: no effect after the call was made again and acknowledged: %s (the first call returned: %v).\n"+
+		t.Errorf("idempotencytest: no effect after the call was made again and acknowledged: %s (the first call returned %v).\n"+
 			"The key was committed and the effect was not: they are not in one transaction, and the key came first.", event, first)
 		return met
 	}
@@ -176,7 +183,7 @@ func (r *runner) attempt(t *testing.T, p *point) bool {
 func (r *runner) another(t *testing.T, key, event string) {
 	t.Helper()
 	if err := r.op.New(t, r.pool).try(t.Context(), key); err != nil {
-		t.Errorf("idempotencytest: another instance failed for a request that is done: %s (it returned: %v).\n"+
+		t.Errorf("idempotencytest: another instance failed for a request that is done: %s (it returned %v).\n"+
 			"A request that is done must be answered as it was the first time, by every instance.", event, err)
 	}
 	if n := r.effects(t, key); n != 1 {
