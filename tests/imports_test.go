@@ -105,6 +105,16 @@ func TestImports(t *testing.T) {
 		}
 	})
 
+	t.Run("the test kit needs no client of ours", func(t *testing.T) {
+		t.Parallel()
+		listed := findPackage(t, packages, modulePath+"/idempotency/idempotencytest")
+		for _, dep := range listed.Deps {
+			if isOurs(dep) && dep != modulePath+"/internal/pgcut" {
+				t.Errorf("idempotencytest depends on %s", dep)
+			}
+		}
+	})
+
 	t.Run("only pgxstore runs the generated statements", func(t *testing.T) {
 		t.Parallel()
 		var importers []string
@@ -121,7 +131,7 @@ func TestImports(t *testing.T) {
 	t.Run("users' programs do not link package testing", func(t *testing.T) {
 		t.Parallel()
 		// It would add its flags to theirs.
-		forTests := []string{modulePath + "/idempotency/storetest", modulePath + "/internal/pgtest"}
+		forTests := []string{modulePath + "/idempotency/storetest", modulePath + "/idempotency/idempotencytest", modulePath + "/internal/pgtest"}
 		for _, listed := range packages {
 			if slices.Contains(listed.Deps, "testing") && !slices.Contains(forTests, listed.ImportPath) {
 				t.Errorf("%s depends on testing", listed.ImportPath)
