@@ -232,8 +232,8 @@ func (i *interleaving) run(ctx context.Context, a, b []scriptStep) (outcome stri
 	i.key = idempotency.Key{Scope: "interleavings", ID: i.schedule}
 	i.a.prepare(i.key, a)
 	i.b.prepare(i.key, b)
-	defer i.a.end()
-	defer i.b.end()
+	defer i.a.end() //nolint:contextcheck // It rolls back when ctx is over.
+	defer i.b.end() //nolint:contextcheck // As above.
 	defer cancel() // the deferred end waits for nothing then
 	if err := i.insertStart(ctx); err != nil {
 		return "", err
