@@ -15,6 +15,10 @@ import (
 	"strings"
 )
 
+// binVariable names the folder of the one server to start, such as one of
+// several versions.
+const binVariable = "SAMECOMMIT_POSTGRES_BIN"
+
 // installPatterns are the folders that packages install servers to, which most
 // of them keep off PATH.
 var installPatterns = []string{
@@ -26,6 +30,12 @@ var installPatterns = []string{
 
 // findBinaries returns a folder that holds both initdb and postgres.
 func findBinaries(ctx context.Context) (string, error) {
+	if folder := os.Getenv(binVariable); folder != "" {
+		if !hasServer(folder) {
+			return "", fmt.Errorf("%w in the folder that %s names: it needs initdb and postgres there", ErrNoBinaries, binVariable)
+		}
+		return filepath.Abs(folder)
+	}
 	var folders []string
 	if initdb, err := exec.LookPath("initdb"); err == nil {
 		// initdb runs the postgres beside the file that a link points to.

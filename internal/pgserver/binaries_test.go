@@ -3,6 +3,7 @@
 package pgserver
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,6 +36,20 @@ func TestFindBinariesOnPath(t *testing.T) {
 	}
 	if got != want {
 		t.Errorf("got %s, want the folder behind the link, %s", got, want)
+	}
+}
+
+func TestFindBinariesInTheNamedFolder(t *testing.T) {
+	folder, onPath := fakeBinaries(t, "exit 0"), fakeBinaries(t, "exit 0")
+	t.Setenv("PATH", onPath)
+	t.Setenv(binVariable, folder)
+	if got, err := findBinaries(t.Context()); err != nil || got != folder {
+		t.Errorf("got %s, %v; want the named folder %s", got, err, folder)
+	}
+	// Another server in its place would surprise whoever named one.
+	t.Setenv(binVariable, t.TempDir())
+	if got, err := findBinaries(t.Context()); !errors.Is(err, ErrNoBinaries) {
+		t.Errorf("got %q, %v; want ErrNoBinaries", got, err)
 	}
 }
 
