@@ -234,7 +234,7 @@ func (i *interleaving) run(ctx context.Context, a, b []scriptStep) (outcome stri
 	i.b.prepare(i.key, b)
 	defer i.a.end() //nolint:contextcheck // It rolls back when ctx is over.
 	defer i.b.end() //nolint:contextcheck // As above.
-	defer cancel() // the deferred end waits for nothing then
+	defer cancel()  // the deferred end waits for nothing then
 	if err := i.insertStart(ctx); err != nil {
 		return "", err
 	}
