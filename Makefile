@@ -29,6 +29,10 @@ test/race: ## run every test with the race detector
 mutants: ## break the product, one way at a time: a named test must notice; ARGS="-run ..." selects
 	go run ./tests/mutants $(ARGS)
 
+.PHONY: matrix
+matrix: ## run tests/matrix on PostgreSQL 14 to 18; VERSIONS="..." chooses
+	.ci/matrix $(VERSIONS)
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## run the linters
 	$(GOLANGCI_LINT) run $(addsuffix /...,$(MODULES))

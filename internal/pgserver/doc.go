@@ -5,7 +5,8 @@
 //
 //  1. the server that SAMECOMMIT_POSTGRES_URL names;
 //  2. a container, where the caller brings a way to start one;
-//  3. a throw-away server made from the machine's own initdb and postgres.
+//  3. a throw-away server made from the machine's own initdb and postgres,
+//     which SAMECOMMIT_POSTGRES_BIN may name by their folder.
 //
 // SAMECOMMIT_POSTGRES narrows the choice to one: url, container or local. A CI
 // sets it, so that it cannot pass on another server than it was meant to use.

@@ -232,9 +232,9 @@ func (i *interleaving) run(ctx context.Context, a, b []scriptStep) (outcome stri
 	i.key = idempotency.Key{Scope: "interleavings", ID: i.schedule}
 	i.a.prepare(i.key, a)
 	i.b.prepare(i.key, b)
-	defer i.a.end() //nolint:contextcheck // It rolls back when ctx is over.
-	defer i.b.end() //nolint:contextcheck // As above.
-	defer cancel()  // the deferred end waits for nothing then
+	defer i.a.end(ctx)
+	defer i.b.end(ctx)
+	defer cancel() // the deferred end waits for nothing then
 	if err := i.insertStart(ctx); err != nil {
 		return "", err
 	}
@@ -266,7 +266,7 @@ func (s *scriptedSession) prepare(key idempotency.Key, steps []scriptStep) {
 }
 
 // end gives back what a schedule that failed has left open.
-func (s *scriptedSession) end() {
+func (s *scriptedSession) end(ctx context.Context) {
 	if s.running != nil {
 		<-s.running
 		s.running = nil
@@ -278,7 +278,7 @@ func (s *scriptedSession) end() {
 		}
 		<-s.done
 	} else if s.tx != nil {
-		s.tx.Rollback(context.Background()) //nolint:usetesting // The test's context may be over.
+		s.tx.Rollback(context.WithoutCancel(ctx))
 	}
 }
 

@@ -29,8 +29,7 @@ type pgbouncer struct{ port uint16 }
 // it with this process, however that ends.
 func startPgbouncer(t *testing.T, program string, server *pgx.ConnConfig) *pgbouncer {
 	t.Helper()
-	// Not t.TempDir, which only its owner may enter.
-	folder, err := os.MkdirTemp("", "samecommit-pgbouncer-")
+	folder, err := os.MkdirTemp("", "samecommit-pgbouncer-") //nolint:usetesting // pgbouncer's user may not enter t.TempDir.
 	if err != nil {
 		t.Fatal(err)
 	}
