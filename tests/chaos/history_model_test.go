@@ -81,6 +81,10 @@ func TestModel(t *testing.T) {
 		c.created, c.expires = int64(created), int64(expires)
 		return c
 	}
+	executedBy := func(c *call, by string) *call {
+		c.by = by
+		return c
+	}
 	const late = int64(10 * time.Second)
 	for name, test := range map[string]struct {
 		legal bool
@@ -89,6 +93,8 @@ func TestModel(t *testing.T) {
 		"one run and a replay":              {true, []*call{at(1, 2, executed, ""), at(3, 4, replayed, "e1")}},
 		"two runs":                          {false, []*call{at(1, 2, executed, ""), at(3, 4, executed, "")}},
 		"two runs at one time":              {false, []*call{at(1, 4, executed, ""), at(2, 3, executed, "")}},
+		"a run with another's answer":       {false, []*call{executedBy(at(1, 2, executed, ""), "e9")}},
+		"a replay of itself":                {false, []*call{at(1, 2, replayed, "e1")}},
 		"a replay of nobody":                {false, []*call{at(1, 2, replayed, "e9")}},
 		"a replay before its run":           {false, []*call{at(1, 2, replayed, "e3"), at(3, 4, executed, "")}},
 		"a replay during its run":           {true, []*call{at(1, 2, replayed, "e0"), at(0, 4, executed, "")}},

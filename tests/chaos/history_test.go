@@ -84,7 +84,7 @@ var model = porcupine.NondeterministicModel{
 		allowed := true
 		switch c.kind {
 		case executed:
-			if s.by != "" && s.expires > c.created+clockMargin {
+			if c.by != c.eid || s.by != "" && s.expires > c.created+clockMargin {
 				return nil
 			}
 			return []any{done}
