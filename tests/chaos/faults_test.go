@@ -177,7 +177,7 @@ func (i *injector) killServer(ctx context.Context, config *pgx.ConnConfig) {
 		err = i.load.server.kill(pid)
 	}
 	if err != nil {
-		i.load.t.Errorf("kill the server: %v", err)
+		i.load.t.Errorf("kill the server: %v; its log ends:\n%s", err, i.load.server.log())
 		return
 	}
 	poll(ctx, time.Millisecond, func() bool {

@@ -80,6 +80,16 @@ func (s *server) postmaster() (int, error) {
 	return strconv.Atoi(first)
 }
 
+// log returns the end of the server's log.
+func (s *server) log() string {
+	const tail = 2000
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(s.data), "log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(text[max(0, len(text)-tail):])
+}
+
 func (s *server) kill(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) }
 
 // poll calls done until it is true, or ctx ends.
