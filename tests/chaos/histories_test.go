@@ -67,10 +67,7 @@ func TestHistories(t *testing.T) { //nolint:paralleltest // it counts goroutines
 
 	// What the processes held is given back.
 	for _, p := range l.processes {
-		if n := p.pool.Stat().AcquiredConns(); n != 0 {
-			t.Errorf("process %d: %d connections were not given back", p.id, n)
-		}
-		p.pool.Close()
+		p.close(t.Context())
 	}
 	var history []*call
 	for _, w := range l.workers {
@@ -79,8 +76,7 @@ func TestHistories(t *testing.T) { //nolint:paralleltest // it counts goroutines
 	settler := l.newProcess(processes, pgx.QueryExecModeCacheStatement)
 	history = append(history, l.settle(t.Context(), settler, history)...)
 	l.wantNoLocks(t.Context(), settler)
-	settler.pool.Close()
-	settler.cutter.Close()
+	settler.close(t.Context())
 	l.auditHistory(t.Context(), history)
 
 	checking := time.Now()
@@ -194,6 +190,18 @@ func (l *load) settle(ctx context.Context, p *process, history []*call) (settlin
 		l.t.Errorf("%d keys are not to be had with nothing left that breaks, as\n%s", len(stuck), describe(stuck[:1]))
 	}
 	return settling
+}
+
+// close closes the pool, to which everything must have been given back.
+func (p *process) close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if !poll(ctx, 2*time.Millisecond, func() bool { return p.pool.Stat().AcquiredConns() == 0 }) {
+		p.load.t.Errorf("process %d: %d connections were not given back", p.id, p.pool.Stat().AcquiredConns())
+		return // Close would wait for them
+	}
+	p.pool.Close()
+	p.cutter.Close()
 }
 
 // wantNoLocks checks that no hint outlived its transaction.
