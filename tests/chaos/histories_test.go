@@ -20,7 +20,7 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 )
 
-var opsFlag = flag.Int64("chaos.ops", 50_000, "how many calls TestHistories makes")
+var opsFlag = flag.Int("chaos.ops", 0, "how many calls TestHistories makes; 0 means 50,000, or 3,000 with -short")
 
 const (
 	// enforcedFrom is how many calls must reach every cell of the report.
@@ -38,7 +38,7 @@ const (
 // told them, and what the database holds.
 func TestHistories(t *testing.T) { //nolint:paralleltest // it counts goroutines, and kills a server of its own
 	seed := newSeed(t)
-	l := &load{t: t, seed: seed, server: newServer(t), target: *opsFlag}
+	l := &load{t: t, seed: seed, server: newServer(t), target: int64(size(*opsFlag, enforcedFrom, 3000))}
 	leaks := goleak.IgnoreCurrent()
 	setup := l.connect(t.Context())
 	if _, err := setup.Exec(t.Context(), `CREATE TABLE effects (scope text NOT NULL, id text NOT NULL, effect text NOT NULL);
@@ -323,8 +323,8 @@ func (i *injector) report(t *testing.T, history []*call, ambiguous [2]int) {
 	}
 	t.Logf("what callers were told, by the faults that they met\n%s", table(rows))
 	t.Logf("%d commits lost their reply: %d had committed, %d had not", ambiguous[0], ambiguous[1], ambiguous[0]-ambiguous[1])
-	if *opsFlag < enforcedFrom {
-		t.Logf("%d calls are too few to ask that every cell be filled", *opsFlag)
+	if i.load.target < enforcedFrom {
+		t.Logf("%d calls are too few to ask that every cell be filled", i.load.target)
 		return
 	}
 	for _, f := range faults {
