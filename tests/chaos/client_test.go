@@ -83,9 +83,11 @@ func (c *client) hook(name string) {
 		fmt.Println(stopping)
 	}
 	_ = syscall.Kill(os.Getpid(), c.Signal)
+	// A signal arrives a little later. After a stop go on when told to.
 	if c.Signal == syscall.SIGKILL {
 		select {}
 	}
+	_, _ = fmt.Scanln()
 }
 
 // beClient makes this process a client process, if it was started as one.
@@ -113,7 +115,9 @@ func runClient(text string) error {
 	config.MaxConns = 2
 	config.ConnConfig.DefaultQueryExecMode = c.Mode
 	config.ConnConfig.RuntimeParams["application_name"] = c.Key
-	config.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = fmt.Sprint(c.IdleTimeout.Milliseconds())
+	if c.Verb != verbDo { // Do sets it itself
+		config.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = fmt.Sprint(c.IdleTimeout.Milliseconds())
+	}
 	dial := config.ConnConfig.DialFunc
 	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := dial(ctx, network, address)

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -66,17 +67,19 @@ func newClients(t *testing.T) *clients {
 }
 
 // start starts a client process.
-func (c *clients) start(ctx context.Context, s *script) (*exec.Cmd, io.Reader, error) {
+func (c *clients) start(ctx context.Context, s *script, input *os.File) (cmd *exec.Cmd, output io.Reader, err error) {
 	s.URL = c.pool.Config().ConnString()
 	text, err := json.Marshal(s)
 	if err != nil {
 		return nil, nil, err
 	}
-	cmd := exec.CommandContext(ctx, os.Args[0])
+	cmd = exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(os.Environ(), clientVariable+"="+string(text))
 	cmd.Stderr = os.Stderr
-	output, err := cmd.StdoutPipe()
-	if err != nil {
+	if input != nil {
+		cmd.Stdin = input
+	}
+	if output, err = cmd.StdoutPipe(); err != nil {
 		return nil, nil, err
 	}
 	return cmd, output, cmd.Start()
@@ -120,7 +123,7 @@ func (c *clients) effects(ctx context.Context, key idempotency.Key) (effects []s
 // returns what the next caller was told.
 func (c *clients) kill(ctx context.Context, s *script) (kind, error) {
 	s.Signal = syscall.SIGKILL
-	cmd, output, err := c.start(ctx, s)
+	cmd, output, err := c.start(ctx, s, nil)
 	if err != nil {
 		return "", err
 	}
@@ -251,7 +254,12 @@ func TestStoppedClientHasLostTheKey(t *testing.T) {
 					Verb: verb, Hook: hookEffect, Key: fmt.Sprintf("stopped %s %s", verb, level), Level: level,
 					Mode: pgx.QueryExecModeExec, IdleTimeout: 300 * time.Millisecond, Signal: syscall.SIGSTOP,
 				}
-				cmd, output, err := c.start(t.Context(), s)
+				goOn, input, err := os.Pipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = errors.Join(goOn.Close(), input.Close()) }()
+				cmd, output, err := c.start(t.Context(), s, goOn)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -265,6 +273,9 @@ func TestStoppedClientHasLostTheKey(t *testing.T) {
 					t.Fatalf("the next caller was told %s %q (%v), want that it executes", next, rival, err)
 				}
 				if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := input.WriteString("\n"); err != nil {
 					t.Fatal(err)
 				}
 				var got told
