@@ -13,12 +13,12 @@ type Operation struct {
 	// starts: its client, its service, its HTTP handler. All that it does in the
 	// database must go through this pool and not through one that was captured.
 	//
-	// It is called some three times for each statement of a call: each is another
-	// instance of the service. What an instance needs to have stopped, stop in
-	// t.Cleanup; the pool is closed afterwards.
+	// It is called some four times for each statement of a call, and each time
+	// makes another instance of the service. Stop in t.Cleanup what an instance
+	// runs in the background; its pool is closed afterwards.
 	New func(t *testing.T, pool *pgxpool.Pool) Call
 	// Effects counts the committed effects of the calls with key, such as the
-	// rows that they inserted, through a pool of its own.
+	// rows that they inserted. It may use the pool that was given to Run.
 	Effects func(ctx context.Context, key string) (int, error)
 }
 

@@ -36,9 +36,10 @@ const (
 //     and add nothing.
 //
 // The subtests run one after the other, up to the first whose second step takes
-// longer than 5 seconds. Run fails where it would prove nothing:
-// where nothing was sent through the pool, where no commit was cut, and where a
-// point was not met because the statements differ from call to call.
+// longer than 5 seconds: a handler that holds keys by a lease needs a shorter one
+// here. Run fails where it would prove nothing: where nothing was sent through
+// the pool, where no commit was cut, and where a point was not met because the
+// statements differ from call to call.
 //
 // The connections must not be encrypted: where sslmode allows both, they are
 // not; otherwise set sslmode=disable.
