@@ -286,7 +286,10 @@ func TestRunningDuplicateIsInProgress(t *testing.T) {
 	b := newBench(t, pgtest.DB(t), nil, nil)
 	p := params("k")
 	p.Wait = idempotency.NoWait
-	otherCaller := t.Context() // without what Do leaves in its own context
+	// Without what Do leaves in its own context. Nothing here waits for the key;
+	// what did would wait for this very test.
+	otherCaller, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
 	_, err := idempotency.Do(t.Context(), b.client, p, func(ctx context.Context, tx pgx.Tx) (string, error) {
 		_, err := idempotency.Do(otherCaller, b.client, p, charge("k")) //nolint:contextcheck // As above.
 		var inProgress *idempotency.InProgressError

@@ -20,8 +20,6 @@ type mutant struct {
 	test string
 	// pkg is the folder of the test's package; tests where it is empty.
 	pkg string
-	// hangs says that the mutant shows by a test that does not end.
-	hangs bool
 }
 
 // edit replaces text that occurs exactly once in a file.

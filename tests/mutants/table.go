@@ -57,7 +57,7 @@ var table = []mutant{
 	{
 		name: "Do waits for the lock on its connection", breaks: bounded,
 		edits: []edit{{statements, "    pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,", "    (SELECT true FROM pg_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)) AS locked,"}},
-		test:  "TestStormLeavesTheOperationASecondConnection", hangs: true,
+		test:  "TestRunningDuplicateIsInProgress",
 	},
 	{
 		name: "an expired row is replaced, whatever it became", breaks: once,
