@@ -142,6 +142,10 @@ func TestCuts(t *testing.T) { //nolint:paralleltest // It counts goroutines.
 
 	c.auditAll(t)
 	waitUntil(t, "goroutines are back at the baseline", func() bool { return runtime.NumGoroutine() <= goroutines })
+	if runtime.NumGoroutine() > goroutines {
+		stacks := make([]byte, 1<<20)
+		t.Logf("%s", stacks[:runtime.Stack(stacks, true)])
+	}
 	t.Logf("%d of %d points in %s\n%s", len(jobs), whole, time.Since(start).Round(time.Second), c.table())
 	if len(jobs) < whole {
 		return // a part need not hold everything
@@ -380,6 +384,7 @@ func (c *cuts) auditAll(t *testing.T) {
 				t.Errorf("%d %s", n, name)
 			}
 		}
+		l.pool.Reset() // pgx may have left a reader with an idle connection
 	}
 }
 
