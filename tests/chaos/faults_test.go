@@ -103,7 +103,7 @@ func (i *injector) kill(ctx context.Context, random *rand.Rand, config *pgx.Conn
 	for round := int64(1); round <= rounds; round++ {
 		for n := range int64(8) {
 			at := step*(round-1) + step*n/8 + random.Int64N(max(step/8, 1))
-			if !poll(ctx, 2*time.Millisecond, func() bool { return i.load.calls.Load() >= at }) {
+			if !poll(ctx, 2*time.Millisecond, func() bool { return i.load.calls.Load() >= at }) || ctx.Err() != nil {
 				return
 			}
 			switch {
