@@ -13,9 +13,6 @@ import (
 	"github.com/samecommit/samecommit/internal/pgcut"
 )
 
-// fault is a kind of fault.
-type fault string
-
 const (
 	noFault       fault = "none"
 	commitRequest fault = "COMMIT cut"
@@ -39,6 +36,20 @@ type episode struct {
 // hit reports whether the fault may have had a part in the call.
 func (e *episode) hit(c *call) bool {
 	return (e.process < 0 || e.process == c.process) && e.start <= c.end && c.start <= e.end
+}
+
+// attribute notes for each call the faults that it met.
+func (i *injector) attribute(history []*call) {
+	for _, c := range history {
+		for _, e := range i.episodes {
+			if e.hit(c) && !c.met[e.fault] {
+				if c.met == nil {
+					c.met = make(map[fault]bool)
+				}
+				c.met[e.fault] = true
+			}
+		}
+	}
 }
 
 // injector makes faults until it is stopped.
@@ -79,9 +90,16 @@ func (i *injector) cut(ctx context.Context, p *process, random *rand.Rand) {
 				point.From = pgcut.Frontend
 			}
 		}
-		start := i.now()
 		p.cutter.Arm(point)
-		if !poll(ctx, time.Millisecond, func() bool { return p.cutter.Cut() != nil }) {
+		var start int64 // not long before the cut
+		if !poll(ctx, time.Millisecond, func() bool {
+			before := i.now()
+			if p.cutter.Cut() != nil {
+				return true
+			}
+			start = before
+			return false
+		}) {
 			p.cutter.Arm(nil)
 			return
 		}

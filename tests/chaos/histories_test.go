@@ -89,6 +89,7 @@ func TestHistories(t *testing.T) { //nolint:paralleltest // it counts goroutines
 		t.Errorf("the history is %s: see %s", result, path)
 	}
 	t.Logf("%d calls in %v, checked in %v; %d audits of a snapshot", len(history), loadTook.Round(time.Second), time.Since(checking).Round(time.Millisecond), audits)
+	i.attribute(history)
 	if without := groundless(history, lingerOnServers); len(without) > 0 {
 		t.Errorf("%d calls were told \"in progress\" though nothing was, as\n%s", len(without), describe(without[:1]))
 	}
@@ -297,14 +298,10 @@ func (i *injector) report(t *testing.T, history []*call, ambiguous [2]int) {
 	}
 	// A call counts once for each kind of fault.
 	for _, c := range history {
-		met := make(map[fault]bool)
-		for _, e := range i.episodes {
-			if !met[e.fault] && e.hit(c) {
-				met[e.fault] = true
-				cells[c.kind][e.fault]++
-			}
+		for f := range c.met {
+			cells[c.kind][f]++
 		}
-		if len(met) == 0 {
+		if len(c.met) == 0 {
 			cells[c.kind][noFault]++
 		}
 	}

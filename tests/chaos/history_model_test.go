@@ -137,12 +137,13 @@ func TestGroundlessInProgressIsFound(t *testing.T) {
 		other *call
 		want  int
 	}{
-		"nobody":               {&call{eid: "y", verb: verbDo, start: 1, end: 90, kind: executed}, 1},
-		"somebody":             {&call{eid: "y", verb: verbDo, start: 1, end: 105, kind: executed}, 0},
-		"somebody later":       {&call{eid: "y", verb: verbDo, start: 120, end: 130, kind: executed}, 1},
-		"a reader":             {&call{eid: "y", verb: verbGet, start: 1, end: 105, kind: notFound}, 1},
-		"what may linger":      {&call{eid: "y", verb: verbDo, start: 1, end: 90, kind: unknown}, 0},
-		"what has been undone": {&call{eid: "y", verb: verbDo, start: 1, end: 20, kind: failed}, 1},
+		"nobody":                  {&call{eid: "y", verb: verbDo, start: 1, end: 90, kind: executed}, 1},
+		"somebody":                {&call{eid: "y", verb: verbDo, start: 1, end: 105, kind: executed}, 0},
+		"somebody later":          {&call{eid: "y", verb: verbDo, start: 120, end: 130, kind: executed}, 1},
+		"a reader":                {&call{eid: "y", verb: verbGet, start: 1, end: 105, kind: notFound}, 1},
+		"what may linger":         {&call{eid: "y", verb: verbDo, start: 1, end: 90, kind: unknown}, 0},
+		"what was cut at its end": {&call{eid: "y", verb: verbDo, start: 1, end: 90, kind: replayed, met: map[fault]bool{"f": true}}, 0},
+		"what has been undone":    {&call{eid: "y", verb: verbDo, start: 1, end: 20, kind: failed}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -13,6 +13,9 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 )
 
+// fault is a kind of fault.
+type fault string
+
 // notFound is what Get tells of a key without an answer.
 const notFound kind = "not found"
 
@@ -40,6 +43,8 @@ type call struct {
 	// nanoseconds since the history began. Unset without an answer.
 	created, expires int64
 	err              error
+	// met are the faults that may have had a part in the call.
+	met map[fault]bool
 }
 
 func (c *call) String() string {
@@ -141,8 +146,8 @@ func linearizable(calls []*call, limit time.Duration) (porcupine.CheckResult, po
 }
 
 // groundless returns the calls that were told "in progress" though nothing was:
-// no call for the key overlapped them, and none that ended without an answer
-// can still have been at work on the server.
+// no call for the key overlapped them, and none that ended without an answer, or
+// met a fault, can still have been at work on the server.
 func groundless(calls []*call, linger time.Duration) (without []*call) {
 	byKey := make(map[idempotency.Key][]*call)
 	for _, c := range calls {
@@ -165,7 +170,7 @@ func (c *call) mayHold(found *call, linger time.Duration) bool {
 		return false
 	}
 	until := c.end
-	if c.kind == failed || c.kind == unknown {
+	if c.kind == failed || c.kind == unknown || len(c.met) > 0 {
 		until += int64(linger)
 	}
 	return until >= found.start
