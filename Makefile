@@ -16,14 +16,30 @@ help: ## show this list
 demo: ## run the payments example; ARGS="..." passes arguments
 	go run ./examples/payments $(ARGS)
 
-# -count=1: a remembered result says nothing about today's server.
+# -count=1: a remembered result says nothing about today's server. -short: of
+# what make chaos runs whole, a part.
 .PHONY: test
 test: ## run every test; RACE=1 adds the race detector
-	go test -count=1 $(if $(RACE),-race) $(MODULE)/...
+	go test -count=1 -short $(if $(RACE),-race) $(MODULE)/...
 
 .PHONY: test/race
 test/race: ## run every test with the race detector
 	@$(MAKE) --no-print-directory test RACE=1
+
+# How many worlds to simulate, and how long each fuzz target runs.
+SEEDS ?= 100000
+FUZZTIME ?= 10s
+
+.PHONY: chaos
+chaos: ## cut, kill, interleave and simulate; prints what was injected and what came of it
+	.ci/tables -timeout 20m $(MODULE)/tests/sim -run '^(TestSimulation|TestLeases)$$' -sim.seeds=$(SEEDS)
+	.ci/tables -timeout 20m $(MODULE)/tests/chaos
+	.ci/tables -timeout 20m $(MODULE)/tests/interleavings
+	.ci/tables -timeout 20m $(MODULE)/tests/storemodel $(MODULE)/tests/property -rapid.checks=5000
+	.ci/tables -timeout 20m $(MODULE)/tests -run '^TestStoreModel$$' -rapid.checks=500
+	@for target in $$(go test -list '^Fuzz' $(MODULE)/idempotency | grep '^Fuzz'); do \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $(MODULE)/idempotency || exit 1; \
+	done
 
 .PHONY: mutants
 mutants: ## break the product, one way at a time: a named test must notice; ARGS="-run ..." selects

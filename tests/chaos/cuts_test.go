@@ -28,6 +28,8 @@ var (
 const (
 	// leastPoints is how many a whole run has, so that none gets lost unseen.
 	leastPoints = 2500
+	// shortPoints is how many -short cuts at.
+	shortPoints = 300
 	// The silent ones mostly wait.
 	workers, silentWorkers = 4, 24
 )
@@ -106,8 +108,8 @@ func TestCuts(t *testing.T) { //nolint:paralleltest // It counts goroutines.
 			t.Fatal(err)
 		}
 		jobs = slices.DeleteFunc(jobs, func(j *job) bool { return !only.MatchString(j.String()) })
-	} else if *cutPoints > 0 && *cutPoints < whole {
-		jobs = spread(jobs, *cutPoints)
+	} else if points := size(*cutPoints, whole, shortPoints); points < whole {
+		jobs = spread(jobs, points)
 	}
 	if len(jobs) == 0 {
 		t.Fatalf("there is no point %q among %d", *cutOnly, whole)
