@@ -10,8 +10,8 @@
 // replacement of text that go test's -overlay puts in the place of a source
 // file, or of a migration. A mutant is killed if its test ran and failed. A
 // mutant whose text is no longer there, which does not compile, or whose test
-// did not run or did not end, is an error, not a kill. So is a test that fails without any
-// mutant, which is tried first.
+// did not run or did not end, is an error, not a kill. So is a test that fails
+// without any mutant, which is tried first.
 //
 // All tests share one server, found or started as the tests themselves do it.
 package main
