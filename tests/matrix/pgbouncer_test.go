@@ -26,7 +26,7 @@ const pgbouncerReady = 30 * time.Second
 type pgbouncer struct{ port uint16 }
 
 // startPgbouncer runs the program until the test ends. A shell in between ends
-// it with this process, however that ends.
+// it, and removes its folder, with this process, however that ends.
 func startPgbouncer(t *testing.T, program string, server *pgx.ConnConfig) *pgbouncer {
 	t.Helper()
 	folder, err := os.MkdirTemp("", "samecommit-pgbouncer-") //nolint:usetesting // pgbouncer's user may not enter t.TempDir.
@@ -59,7 +59,7 @@ max_client_conn = 1000
 `, server.Host, server.Port, server.User, server.Password, port), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-c", `"$@" & read -r _; kill "$!"; wait`, "sh", program, "-q"}
+	args := []string{"-c", `"$@" & read -r _; kill "$!"; wait; rm -rf "$0"`, folder, program, "-q"}
 	if os.Geteuid() == 0 {
 		// pgbouncer refuses to run as root.
 		owner, err := user.Lookup("nobody")
