@@ -34,7 +34,7 @@ FUZZTIME ?= 10s
 chaos: ## cut, kill, interleave and simulate; prints what was injected and what came of it
 	.ci/tables -timeout 20m $(MODULE)/tests/sim -run '^(TestSimulation|TestLeases)$$' -sim.seeds=$(SEEDS)
 	.ci/tables -timeout 20m $(MODULE)/tests/chaos
-	.ci/tables -timeout 20m $(MODULE)/tests/interleavings
+	.ci/tables -timeout 20m -parallel 8 $(MODULE)/tests/interleavings
 	.ci/tables -timeout 20m $(MODULE)/tests/storemodel $(MODULE)/tests/property -rapid.checks=5000
 	.ci/tables -timeout 20m $(MODULE)/tests -run '^TestStoreModel$$' -rapid.checks=500
 	@for target in $$(go test -list '^Fuzz' $(MODULE)/idempotency | grep '^Fuzz'); do \

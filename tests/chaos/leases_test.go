@@ -125,7 +125,7 @@ func auditTakeover(ctx context.Context, tr *trial, got answer) (bool, error) {
 	case !taken:
 		return false, tr.mustReplay(ctx, tr.key+" former")
 	case !errors.Is(err, idempotency.ErrClaimLost):
-		return true, fmt.Errorf("the former holder got %v, want ErrClaimLost", err)
+		return true, fmt.Errorf("the former holder got %v, want ErrClaimLost", err) //nolint:errorlint // It may be nil.
 	case got.kind == executed:
 		if err := tr.complete(ctx, tr.claim, tr.completed()); err != nil {
 			return true, err
@@ -193,7 +193,7 @@ func auditCompletion(again func(ctx context.Context, tr *trial) error) func(ctx 
 		}
 		// What a holder does who did not hear.
 		if err := again(ctx, tr); errors.Is(err, idempotency.ErrClaimLost) != done || !done && err != nil {
-			return done, fmt.Errorf("the record is %v, and completing again got %v", found.State, err)
+			return done, fmt.Errorf("the record is %v, and completing again got %v", found.State, err) //nolint:errorlint // It may be nil.
 		}
 		return done, tr.mustReplay(ctx, tr.completed())
 	}
@@ -221,10 +221,10 @@ func auditRelease(ctx context.Context, tr *trial, got answer) (bool, error) {
 	_, err := tr.store.Get(ctx, tr.params().Key)
 	gone := errors.Is(err, idempotency.ErrNotFound)
 	if err != nil && !gone || got.kind == executed && !gone {
-		return gone, fmt.Errorf("the released key is gone: %t, %v", gone, err)
+		return gone, fmt.Errorf("the released key is gone: %t, %v", gone, err) //nolint:errorlint // It may be nil.
 	}
 	if err := tr.store.Release(ctx, tr.claim); errors.Is(err, idempotency.ErrClaimLost) != gone || !gone && err != nil {
-		return gone, fmt.Errorf("the key is gone: %t, and releasing again got %v", gone, err)
+		return gone, fmt.Errorf("the key is gone: %t, and releasing again got %v", gone, err) //nolint:errorlint // It may be nil.
 	}
 	return gone, tr.mustRun(ctx)
 }
