@@ -43,8 +43,10 @@ type Config struct {
 	MaxAttempts int
 	// IdleTimeout is after how long without a statement the server ends a
 	// transaction of Run's, which frees its key when the network has silently
-	// failed. Rounded up to a millisecond. Defaults to 1 minute; negative leaves
-	// the server's setting.
+	// failed. It does not count while the server waits for the rest of a request
+	// that arrived in part: there only TCP keepalives help, the server's
+	// tcp_keepalives_idle. Rounded up to a millisecond. Defaults to 1 minute;
+	// negative leaves the server's setting.
 	IdleTimeout time.Duration
 	// CommitTimeout bounds a commit, which the caller's cancellation does not
 	// interrupt. Defaults to 10 seconds.
