@@ -197,7 +197,7 @@ var table = []mutant{
 		name: "a constraint of the caller's looks like a lost race", breaks: honest,
 		edits: []edit{
 			{runFile, "\tcase insertErr == nil || !errors.Is(err, insertErr):\n\t\treturn r.afterFailure(ctx, err)\n\t}\n", "\t}\n"},
-			{runFile, "switch sqlState(insertErr) {", "switch sqlState(err) {"},
+			{runFile, "switch state := sqlState(insertErr); {", "switch state := sqlState(err); {"},
 		},
 		test: "TestDeferredConstraintFailsTheCommit",
 	},
@@ -211,18 +211,28 @@ var table = []mutant{
 	},
 	{
 		name: "a lost reply means committed", breaks: keeps,
-		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous)\n", "\t\tcompleted.ExpiresAt = &completed.UpdatedAt\n\t\trecord, err := completed.record()\n\t\treturn &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, err\n"}},
+		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous, sent)\n", "\t\t_ = sent\n\t\tcompleted.ExpiresAt = &completed.UpdatedAt\n\t\trecord, err := completed.record()\n\t\treturn &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, err\n"}},
 		test:  "TestLostReplyToCommitIsResolved/not committed",
 	},
 	{
 		name: "a lost reply means not committed", breaks: honest,
-		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous)\n", "\t\treturn r.afterFailure(ctx, errTryAgain)\n"}},
+		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous, sent)\n", "\t\t_ = sent\n\t\treturn r.afterFailure(ctx, errTryAgain)\n"}},
 		test:  "TestCommitThatIsStillAtWorkIsWaitedFor",
 	},
 	{
 		name: "a lost reply is settled by a look alone", breaks: honest,
-		edits: []edit{{runFile, "r.settle(again.seen, lock.Locked)", "r.settle(again.seen, again.seen == nil || lock.Locked)"}},
+		edits: []edit{{runFile, "r.settle(again.seen, lock.Locked && !lock.ReadOnly)", "r.settle(again.seen, again.seen == nil || lock.Locked)"}},
 		test:  "TestCommitThatIsStillAtWorkIsWaitedFor",
+	},
+	{
+		name: "a lost reply is settled by a standby", breaks: honest,
+		edits: []edit{{runFile, "r.settle(again.seen, lock.Locked && !lock.ReadOnly)", "r.settle(again.seen, lock.Locked)"}},
+		test:  "TestLostReplyIsNotResolvedByAStandby",
+	},
+	{
+		name: "a lost commit runs again though its answer may have expired", breaks: honest,
+		edits: []edit{{runFile, "time.Since(sent) >= r.params.TTL", "time.Since(sent) < 0"}},
+		test:  "TestLostReplyToACommitThatExpired",
 	},
 	{
 		name: "its own commit looks like another's", breaks: honest,
@@ -366,12 +376,19 @@ var table = []mutant{
 		test:  "TestWaitEndsInTime", pkg: "idempotency",
 	},
 	{
-		name: "the answer of a queue is kept for ever", breaks: retention,
-		edits: []edit{
-			{gateFile, "\tq.answer = record.clone()\n\tp.gate.forget(p.key, q)\n", "\tq.answer = record.clone()\n"},
-			{gateFile, "\tif p.queue.calls == 0 {\n", "\tif p.queue.calls < 0 {\n"},
-		},
-		test: "TestSharedAnswerIsNotKept", pkg: "idempotency",
+		name: "an answer is shared with a call that came after it", breaks: retention,
+		edits: []edit{{gateFile, "\tif came.After(q.goodAt) {\n", "\tif q.goodAt.IsZero() {\n"}},
+		test:  "TestSharedAnswerIsNoOlderThanTheCall", pkg: "idempotency",
+	},
+	{
+		name: "an answer is shared past row-level security", breaks: apart,
+		edits: []edit{{gateFile, "\tif p.gate.perCaller {\n", "\tif false {\n"}},
+		test:  "TestRowLevelSecurityWallsOffWaitingCalls",
+	},
+	{
+		name: "a reason to ask again is lost", breaks: unstuck,
+		edits: []edit{{gateFile, "\tq.hurried = true\n", ""}},
+		test:  "TestReasonToAskAgainIsNotLost", pkg: "idempotency",
 	},
 
 	// Batches.
