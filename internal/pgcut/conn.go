@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -14,7 +15,10 @@ type conn struct {
 	cutter *Cutter
 	// quiet is never written to. It makes reads of a silenced connection wait,
 	// with the deadlines that the client sets.
-	quiet             net.Conn
+	quiet net.Conn
+	// reading and writing let one call in at a time, as a TCP connection does:
+	// pgx reads what is left of a connection that it closes in two goroutines.
+	reading, writing  sync.Mutex
 	frontend, backend stream
 	chunk             [8192]byte
 	// released is what the client may still read.
@@ -62,6 +66,8 @@ func (c *conn) cut() Mode {
 
 // Write sends the whole messages in data on; the rest waits for its end.
 func (c *conn) Write(data []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	switch c.cut() {
 	case "":
 	case Silence:
@@ -117,6 +123,8 @@ func (c *conn) Write(data []byte) (int, error) {
 
 // Read returns whole messages only, and nothing that comes after a cut.
 func (c *conn) Read(data []byte) (int, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
 	for len(c.released) == 0 {
 		if c.uncounted {
 			return c.Conn.Read(data)
