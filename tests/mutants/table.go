@@ -278,8 +278,11 @@ var table = []mutant{
 	},
 	{
 		name: "no rollback after a panic", breaks: neutral,
-		edits: []edit{{runFile, "\tdefer transaction.Rollback(ctx)\n\n\tif outcome", "\n\tif outcome"}},
-		test:  "TestGoexitAndPanicFreeTheKey",
+		edits: []edit{
+			{runFile, "\tdefer transaction.Rollback(ctx)\n\n\tif outcome", "\tdone := true\n\tdefer func() {\n\t\tif done {\n\t\t\ttransaction.Rollback(ctx)\n\t\t}\n\t}()\n\n\tif outcome"},
+			{runFile, "\tresponse, err := fn(ctx, ownedTx{transaction.Tx(), r.params.Key})\n", "\tdone = false\n\tresponse, err := fn(ctx, ownedTx{transaction.Tx(), r.params.Key})\n\tdone = true\n"},
+		},
+		test: "TestGoexitAndPanicFreeTheKey",
 	},
 	{
 		name: "rollback under the cancelled context", breaks: neutral,
