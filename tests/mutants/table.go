@@ -18,7 +18,7 @@ const contract = "TestTransactionContract/read committed/"
 
 // What is broken on purpose, by subject. Left out, because nothing of the kind
 // exists here: headers, leases that are extended in the background, reads from
-// replicas, fencing numbers. Left out, because no result could differ: a lock id
+// replicas, fencing numbers, a synchronous_commit of our own. Left out, because no result could differ: a lock id
 // of 32 bits, as the lock is only a hint; pgx's SafeToRetry, which says no to
 // the commit that we send. Left out, because a test would need the server to
 // crash between COMMIT and its write to disk: resolving by transaction id.
@@ -543,7 +543,7 @@ var table = []mutant{
 	{
 		name: "an expired answer replays", breaks: retention,
 		edits: []edit{{recordFile, "r.Status == statusCompleted && r.ExpiresAt.After(r.ReadAt)", "r.Status == statusCompleted && r.ExpiresAt != nil"}},
-		test:  "TestStoreContract/an expired answer is gone and its key is free",
+		test:  "TestTimeOfALongTransaction",
 	},
 	{
 		name: "the sweep deletes what is in progress", breaks: retention,
