@@ -168,12 +168,14 @@ type recipeStep struct {
 func recipeSteps(b *bench, rivals *pgxpool.Pool, p func(id string) idempotency.Params) []recipeStep {
 	do := func(p idempotency.Params, replayed bool) func(context.Context) error {
 		return func(ctx context.Context) error {
+			ran := false
 			result, err := idempotency.Do(ctx, b.client, p, func(ctx context.Context, tx pgx.Tx) (tenant string, err error) {
+				ran = true
 				err = tx.QueryRow(ctx, `SELECT current_setting('app.tenant')`).Scan(&tenant)
 				return tenant, err
 			})
-			if err == nil && (result.Value != "a" || result.Replayed != replayed) {
-				err = fmt.Errorf("got %+v; want the tenant a that the function sees, replayed: %t", result, replayed)
+			if err == nil && (result.Value != "a" || result.Replayed != replayed || ran == replayed) {
+				err = fmt.Errorf("got %+v, the function ran: %t; want the tenant a that the function sees, replayed: %t", result, ran, replayed)
 			}
 			return err
 		}
