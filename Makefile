@@ -71,6 +71,7 @@ verify: ## check what is generated, go.mod files, the schema and other systems
 	if [ "$$(echo "$$versions" | wc -l)" != 1 ]; then \
 		echo "go.mod and go.work files name different versions of Go; use one:" $$versions >&2; exit 1; \
 	fi
+	go run ./tests/mutants -list >/dev/null
 	GOOS=windows go build ./...
 	@output=$$(go test -count=1 -v -run '^TestSchemaGolden$$' $(MODULE)/tests 2>&1); \
 	echo "$$output" | grep '^--- PASS: TestSchemaGolden' || { echo "$$output"; exit 1; }
