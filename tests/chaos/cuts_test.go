@@ -148,7 +148,7 @@ func TestCuts(t *testing.T) { //nolint:paralleltest // It counts goroutines.
 		stacks := make([]byte, 1<<20)
 		t.Logf("%s", stacks[:runtime.Stack(stacks, true)])
 	}
-	t.Logf("%d of %d points in %s\n%s", len(jobs), whole, time.Since(start).Round(time.Second), c.table())
+	t.Logf("%d of %d points in %s, %s\n%s", len(jobs), whole, time.Since(start).Round(time.Second), violations(t), c.table())
 	if len(jobs) < whole {
 		return // a part need not hold everything
 	}

@@ -98,6 +98,7 @@ func TestHistories(t *testing.T) { //nolint:paralleltest // it counts goroutines
 	}
 	i.report(t, history, l.committed(t.Context()))
 	goleak.VerifyNone(t, leaks)
+	t.Log(violations(t))
 }
 
 func (l *load) connect(ctx context.Context) *pgx.Conn {

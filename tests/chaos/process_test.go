@@ -238,7 +238,7 @@ func TestKilledClients(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("what killed client processes left behind\n%s", table(rows))
+	t.Logf("what killed client processes left behind, %s\n%s", violations(t), table(rows))
 }
 
 // A process that stands still past its idle timeout has lost the key, whatever

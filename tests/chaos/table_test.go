@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"testing"
 	"text/tabwriter"
 )
 
@@ -20,4 +21,13 @@ func table(rows [][]any) string {
 	}
 	_ = w.Flush()
 	return text.String()
+}
+
+// violations is what a report says of the invariants once they have been checked.
+func violations(t *testing.T) string {
+	t.Helper()
+	if t.Failed() {
+		return "invariants were violated: see the errors"
+	}
+	return "0 invariant violations"
 }

@@ -94,6 +94,9 @@ func TestSimulation(t *testing.T) {
 		}
 		w.report(t, "TestSimulation")
 	})
+	if !t.Failed() {
+		t.Log("0 invariant violations")
+	}
 	t.Logf("%s\n%s", time.Since(began).Round(time.Second), &total)
 	total.checkCells(t, seeds >= seedsForEveryCell)
 }
