@@ -2,7 +2,6 @@ package idempotency
 
 import (
 	"context"
-	"math/rand/v2"
 	"time"
 )
 
@@ -37,8 +36,14 @@ func waitWhileInProgress(ctx context.Context, key Key, wait time.Duration, try f
 }
 
 // jitter makes half of a pause random, so that duplicates which arrived together
-// do not keep trying together.
-func jitter(pause time.Duration) time.Duration { return pause/2 + rand.N(pause/2+1) }
+// do not keep trying together. It takes the nanoseconds of the clock for chance:
+// they differ from process to process, and a test on a fake clock can repeat a
+// run.
+func jitter(pause time.Duration) time.Duration {
+	const scatter = 0x9e3779b97f4a7c15 // 2^64 by the golden ratio: near instants end up far apart
+	chance := uint64(time.Now().UnixNano()) * scatter >> 32
+	return pause/2 + time.Duration(chance*uint64(pause/2+1)>>32)
+}
 
 func newInProgressError(key Key, retryAfter time.Duration, cause error) *InProgressError {
 	if retryAfter <= 0 {

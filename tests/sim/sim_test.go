@@ -43,8 +43,8 @@ func simulate(t *testing.T, seed uint64) (w *world) {
 	return w
 }
 
-// replayCommand asks for more than one run: package idempotency draws its own
-// jitter, so a seed does not decide everything.
+// replayCommand asks for more than one run: goroutines that meet in one instant
+// go on in any order, so a seed does not decide everything.
 func replayCommand(test string, seed uint64) string {
 	return fmt.Sprintf("replay: go test ./tests/sim -run '^%s$' -v -count=100 -failfast -sim.seed=%d", test, seed)
 }
@@ -109,9 +109,9 @@ func (w *world) report(t *testing.T, test string) {
 	}
 }
 
-// Two runs of a seed differ where package idempotency draws its own jitter, and
-// where goroutines meet in one instant. This says how often, and fails only
-// where replaying would be of no use at all.
+// Two runs of a seed differ where goroutines meet in one instant of the fake
+// clock, whose order the race detector shuffles on purpose. This says how often,
+// and fails only where replaying would be of no use at all.
 func TestSeedsReplay(t *testing.T) {
 	t.Parallel()
 	const seeds = 100
