@@ -37,7 +37,8 @@ chaos: ## cut, kill, interleave and simulate; prints what was injected and what 
 	.ci/tables -timeout 20m -parallel 8 $(MODULE)/tests/interleavings
 	.ci/tables -timeout 20m $(MODULE)/tests/storemodel $(MODULE)/tests/property -rapid.checks=5000
 	.ci/tables -timeout 20m $(MODULE)/tests -run '^TestStoreModel$$' -rapid.checks=500
-	@for target in $$(go test -list '^Fuzz' $(MODULE)/idempotency | grep '^Fuzz'); do \
+	@targets=$$(go test -list '^Fuzz' $(MODULE)/idempotency | grep '^Fuzz') || { echo "no fuzz target" >&2; exit 1; }; \
+	for target in $$targets; do \
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $(MODULE)/idempotency || exit 1; \
 	done
 

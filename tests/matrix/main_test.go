@@ -3,11 +3,7 @@ package matrix_test
 import (
 	"testing"
 
-	"github.com/samecommit/samecommit/internal/pgserver"
-	"github.com/samecommit/samecommit/internal/pgtest"
-	"github.com/samecommit/samecommit/tests/pgcontainer"
+	"github.com/samecommit/samecommit/tests/leak"
 )
 
-func TestMain(m *testing.M) {
-	pgtest.Main(m, &pgserver.Options{Container: pgcontainer.Start})
-}
+func TestMain(m *testing.M) { leak.Main(m) }
