@@ -33,8 +33,9 @@ type server struct {
 
 func newServer(t *testing.T) *server {
 	t.Helper()
-	if os.Getenv("SAMECOMMIT_POSTGRES") != "" && os.Getenv("SAMECOMMIT_POSTGRES") != "local" {
-		t.Log("the server was chosen by SAMECOMMIT_POSTGRES: its processes are not killed")
+	kind := os.Getenv("SAMECOMMIT_POSTGRES")
+	if kind != "" && kind != "local" || kind == "" && os.Getenv("SAMECOMMIT_POSTGRES_URL") != "" {
+		t.Log("the server was chosen by SAMECOMMIT_POSTGRES or SAMECOMMIT_POSTGRES_URL: its processes are not killed")
 		return &server{config: pgtest.Config(t)}
 	}
 	// With fsync=off an answer would survive these kills too: what was written

@@ -157,17 +157,18 @@ func (o *outcome) failures() string {
 var database = regexp.MustCompile(`samecommit_test_\d+_([0-9a-z]+)_\d+`)
 
 // drop drops the databases of failed tests, which package pgtest keeps and names:
-// dozens of mutants would fill the server's disk.
+// dozens of mutants would fill the server's disk. It connects in any case: without
+// a server every test fails, which kills no mutant.
 func (r *runner) drop(ctx context.Context, output string) error {
+	conn, err := pgx.Connect(ctx, r.server.URL)
+	if err != nil {
+		return fmt.Errorf("connect to the server of the tests: %w", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // Nothing is left to be sent.
 	named := database.FindStringSubmatch(output)
 	if named == nil {
 		return nil
 	}
-	conn, err := pgx.Connect(ctx, r.server.URL)
-	if err != nil {
-		return fmt.Errorf("drop the databases of failed tests: %w", err)
-	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // Nothing is left to be sent.
 	rows, err := conn.Query(ctx, `SELECT datname FROM pg_database WHERE datname ~ $1`, `^samecommit_test_\d+_`+named[1]+`_\d+$`)
 	if err != nil {
 		return fmt.Errorf("list the databases of failed tests: %w", err)
