@@ -41,6 +41,9 @@ const (
 // the pool, where no commit was cut, and where a point was not met because the
 // statements differ from call to call.
 //
+// The database needs the tables of the handler and, for a handler on pgxstore,
+// those of migrate.Up. What the calls write stays there: use one for tests.
+//
 // The connections must not be encrypted: where sslmode allows both, they are
 // not; otherwise set sslmode=disable.
 func Run(t *testing.T, pool *pgxpool.Pool, op Operation) {
