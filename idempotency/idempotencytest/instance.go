@@ -56,10 +56,7 @@ func newInstance(t *testing.T, original *pgxpool.Pool, op *Operation) *instance 
 		}
 		cutter.Close()
 	})
-	call := op.New(t, pool)
-	if call == nil {
-		t.Fatal("idempotencytest: Operation.New returned nil")
-	}
+	call := op.build(t, pool)
 	conn, err := pool.Acquire(t.Context())
 	if err != nil {
 		t.Fatalf("idempotencytest: connect: %v", err)

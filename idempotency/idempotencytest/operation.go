@@ -22,6 +22,15 @@ type Operation struct {
 	Effects func(ctx context.Context, key string) (int, error)
 }
 
+func (op *Operation) build(t *testing.T, pool *pgxpool.Pool) Call {
+	t.Helper()
+	call := op.New(t, pool)
+	if call == nil {
+		t.Fatal("idempotencytest: Operation.New returned nil")
+	}
+	return call
+}
+
 // Call makes one request with an idempotency key, a new UUID as text.
 //
 // Nil means that the request was acknowledged: a client would not send it again.

@@ -186,7 +186,7 @@ func (r *runner) attempt(t *testing.T, p *point) bool {
 // another calls another instance, on healthy connections.
 func (r *runner) another(t *testing.T, key, event string) {
 	t.Helper()
-	if err := r.op.New(t, r.pool).try(t.Context(), key); err != nil {
+	if err := r.op.build(t, r.pool).try(t.Context(), key); err != nil {
 		t.Errorf("idempotencytest: another instance failed for a request that is done: %s (it returned %v).\n"+
 			"A request that is done must be answered as it was the first time, by every instance.", event, err)
 	}

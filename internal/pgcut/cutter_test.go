@@ -266,6 +266,28 @@ func TestRequestCutInItsMidst(t *testing.T) {
 	}
 }
 
+// A word in a query is no COMMIT: who looks for one would be told that it was cut.
+func TestCommitIsToldFromItsName(t *testing.T) {
+	t.Parallel()
+	for sql, want := range map[string]bool{
+		"COMMIT AND NO CHAIN":                      true,
+		"insert into effects values ('a'); commit": true,
+		"-- name: End :exec\n/* traced */ commit":   true,
+		`SELECT 'commit' FROM "commit"`:            false,
+		"SELECT 1 -- before the commit":            false,
+	} {
+		cutter := &pgcut.Cutter{}
+		conn := connect(t, newServer(t), cutter)
+		cutter.Arm(nil)
+		if _, err := conn.Exec(t.Context(), sql).ReadAll(); err != nil {
+			t.Fatal(err)
+		}
+		if sent := cutter.Messages()[0]; sent.Commit != want {
+			t.Errorf("%s: %v, want a commit: %t", sql, sent, want)
+		}
+	}
+}
+
 func TestOutageRefusesConnections(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)

@@ -78,7 +78,9 @@ func startCode(raw []byte) uint32 {
 	return binary.BigEndian.Uint32(raw[4:])
 }
 
-var commitPattern = regexp.MustCompile(`(?i)\bcommit\b`)
+// commitPattern finds a COMMIT at the start of a statement, also behind comments.
+// Elsewhere the word may be a name or a value.
+var commitPattern = regexp.MustCompile(`(?is)(?:^|;)(?:\s|--[^\n]*\n|/\*.*?\*/)*commit\b`)
 
 // statements knows which prepared statements of a connection commit.
 type statements struct {
