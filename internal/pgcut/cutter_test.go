@@ -272,7 +272,7 @@ func TestCommitIsToldFromItsName(t *testing.T) {
 	for sql, want := range map[string]bool{
 		"COMMIT AND NO CHAIN":                      true,
 		"insert into effects values ('a'); commit": true,
-		"-- name: End :exec\n/* traced */ commit":   true,
+		"-- name: End :exec\n/* traced */ commit":  true,
 		`SELECT 'commit' FROM "commit"`:            false,
 		"SELECT 1 -- before the commit":            false,
 	} {
