@@ -340,6 +340,11 @@ func (c *call) ended(err error) {
 		return
 	}
 	c.kind, c.by, c.err = kindOf(err), "", err
+	// Do has to say so itself, whatever it wraps.
+	var ambiguous *txhelper.AmbiguousCommitError
+	if c.verb != verbDo && errors.As(err, &ambiguous) {
+		c.kind = unknown
+	}
 	if c.verb == verbBeginMany && c.kind == inProgress {
 		c.kind = failed // some key of the batch was, nobody knows which
 	}
@@ -351,9 +356,8 @@ func (c *call) params(wait time.Duration) idempotency.Params {
 
 // kindOf says what an error told, about a call that got no answer.
 func kindOf(err error) kind {
-	var ambiguous *txhelper.AmbiguousCommitError
 	switch {
-	case errors.Is(err, idempotency.ErrOutcomeUnknown), errors.As(err, &ambiguous):
+	case errors.Is(err, idempotency.ErrOutcomeUnknown):
 		return unknown
 	case errors.Is(err, idempotency.ErrInProgress):
 		return inProgress
