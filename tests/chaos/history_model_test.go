@@ -134,6 +134,10 @@ func TestModel(t *testing.T) {
 
 func TestGroundlessInProgressIsFound(t *testing.T) {
 	t.Parallel()
+	itself := &call{eid: "x", verb: verbDo, start: 100, end: 110, kind: inProgress, met: map[fault]bool{"f": true}}
+	if got := groundless([]*call{itself}, 50); len(got) != 0 {
+		t.Errorf("a call that may have met its own lost try is groundless")
+	}
 	found := &call{eid: "x", verb: verbDo, start: 100, end: 110, kind: inProgress}
 	for name, test := range map[string]struct {
 		other *call

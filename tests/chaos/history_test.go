@@ -5,6 +5,7 @@ package chaos_test
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -57,7 +58,7 @@ func (c *call) String() string {
 	if c.err != nil {
 		text += fmt.Sprintf(" (%v)", c.err)
 	}
-	return fmt.Sprintf("%s [%v, %v]", text, time.Duration(c.start), time.Duration(c.end))
+	return fmt.Sprintf("%s [%v, %v] met %v", text, time.Duration(c.start), time.Duration(c.end), slices.Sorted(maps.Keys(c.met)))
 }
 
 // answered reports whether the call told its caller an answer.
@@ -168,7 +169,12 @@ func groundless(calls []*call, linger time.Duration) (without []*call) {
 
 // mayHold reports whether c can be what holder found in progress.
 func (c *call) mayHold(found *call, linger time.Duration) bool {
-	if c == found || c.verb == verbGet || c.start > found.end {
+	if c == found {
+		// A try of its own that lost its connection can still be at work on the
+		// server when the next one looks.
+		return len(c.met) > 0
+	}
+	if c.verb == verbGet || c.start > found.end {
 		return false
 	}
 	until := c.end
