@@ -3,6 +3,8 @@ package tests_test
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -387,4 +389,88 @@ func TestLostReplyIsNotResolvedByAStandby(t *testing.T) {
 	if err != nil || !result.Replayed || again.effects(t, "k") != 1 {
 		t.Errorf("%+v, %v, %d effects on the primary; want a replay of one", result, err, again.effects(t, "k"))
 	}
+}
+
+// brokenConn loses the reply to the next request, once it is told to, and fails
+// from then on. The server hears nothing of it.
+type brokenConn struct {
+	net.Conn
+	breaks *atomic.Bool
+	broken atomic.Bool
+}
+
+func (c *brokenConn) Read(data []byte) (int, error) {
+	n, err := c.Conn.Read(data)
+	if n > 0 && c.breaks.Load() {
+		c.broken.Store(true)
+	}
+	if c.broken.Load() {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+func (c *brokenConn) Write(data []byte) (int, error) {
+	if c.broken.Load() {
+		return 0, io.ErrClosedPipe
+	}
+	return c.Conn.Write(data)
+}
+
+func (c *brokenConn) Close() error {
+	if c.broken.Load() {
+		return nil
+	}
+	return c.Conn.Close()
+}
+
+// A try that lost its connection right after BEGIN is still at work on the
+// server until that notices, and the next try of the same call finds it.
+func TestTryThatLostItsConnectionIsInProgress(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	b := newBench(t, openPool(t, config), nil, nil)
+	var breaks atomic.Bool
+	var first net.Conn
+	lossy := config.Copy()
+	lossy.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // BEGIN is in the first request
+	dial := lossy.ConnConfig.DialFunc
+	lossy.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil || first != nil {
+			return conn, err
+		}
+		first = conn
+		return &brokenConn{Conn: conn, breaks: &breaks}, nil
+	}
+	pool := openPool(t, lossy)
+	if err := pool.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	lost := newBench(t, pool, nil, nil)
+
+	breaks.Store(true)
+	hasty := params("k")
+	hasty.Wait = idempotency.NoWait
+	_, err := idempotency.Do(t.Context(), lost.client, hasty, charge("k"))
+	if !errors.Is(err, idempotency.ErrInProgress) {
+		t.Errorf("got %v, want ErrInProgress: the server still has the first try", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	result, err := idempotency.Do(t.Context(), lost.client, params("k"), charge("k"))
+	if err != nil || result.Replayed || b.effects(t, "k") != 1 {
+		t.Errorf("%+v, %v, %d effects; want a run once the server knows", result, err, b.effects(t, "k"))
+	}
+}
+
+func openPool(t *testing.T, config *pgxpool.Config) *pgxpool.Pool {
+	t.Helper()
+	pool, err := pgxpool.NewWithConfig(t.Context(), config.Copy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
 }
