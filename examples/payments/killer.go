@@ -40,12 +40,18 @@ func startKiller(ctx context.Context, db *database, every time.Duration, counts 
 func killEvery(ctx context.Context, conn *pgx.Conn, every time.Duration, counts *counts) error {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	for {
+	for acknowledged := int64(-1); ; {
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
 			return nil
 		}
+		// One at most for each charge that gets through: where connections die
+		// faster than a slow machine can use them, none would.
+		if acknowledged == counts.acknowledged() {
+			continue
+		}
+		acknowledged = counts.acknowledged()
 		// At random, and rather one that was used just now: a connection that
 		// lies in the pool is one that no charge misses.
 		//

@@ -72,7 +72,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	flags.IntVar(&opts.charges, "n", 300, "number of distinct `charges`")
 	flags.IntVar(&opts.atOnce, "at-once", 4, "how many `times` each charge is sent at once")
 	flags.IntVar(&opts.again, "again", 2, "how many more `rounds` send every charge again")
-	flags.DurationVar(&opts.killEvery, "kill-every", 20*time.Millisecond, "`pause` between two killed connections; 0 kills none")
+	flags.DurationVar(&opts.killEvery, "kill-every", 20*time.Millisecond, "`pause` between two killed connections, which becomes longer until a charge is acknowledged; 0 kills none")
 	flags.DurationVar(&opts.cutEvery, "cut-every", 40*time.Millisecond, "`pause` between two connections cut as the reply to a COMMIT passes; 0 cuts none")
 	flags.IntVar(&opts.burst, "burst", 1000, "how many `times` one charge is sent at once before the others; 0 is never")
 	flags.IntVar(&opts.pool, "pool", 8, "how many database `connections` the API has at most")

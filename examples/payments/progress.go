@@ -19,6 +19,8 @@ type counts struct {
 	cut        atomic.Int64 // replies to COMMIT
 }
 
+func (c *counts) acknowledged() int64 { return c.executed.Load() + c.replayed.Load() }
+
 func (c *counts) String() string {
 	return fmt.Sprintf("attempts %d  executed %d  replayed %d  in progress %d  failed %d  killed %d  cut %d",
 		c.attempts.Load(), c.executed.Load(), c.replayed.Load(), c.inProgress.Load(), c.failed.Load(), c.killed.Load(), c.cut.Load())
