@@ -14,7 +14,6 @@ import (
 type IdempotencyKey struct {
 	Scope        string
 	ID           string
-	Status       int16
 	ClaimID      pgtype.UUID
 	Attempt      int32
 	Fingerprint  []byte
@@ -22,8 +21,8 @@ type IdempotencyKey struct {
 	ResponseType *string
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
-	LockedUntil  *time.Time
 	ExpiresAt    *time.Time
+	LockedUntil  *time.Time
 	Unfinished   *int16
 }
 

@@ -887,6 +887,20 @@ func listNotes(ctx context.Context, q txhelper.Querier) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
+type note struct{ Text string }
+
+// lastNote is what sqlc generates for a query of one row.
+func lastNote(ctx context.Context, q txhelper.Querier, like ...string) (*note, error) {
+	pattern := "%"
+	if len(like) > 0 {
+		pattern = like[0]
+	}
+	row := q.QueryRow(ctx, "SELECT note FROM notes WHERE note LIKE $1 ORDER BY note DESC LIMIT 1", pattern)
+	var found note
+	err := row.Scan(&found.Text)
+	return &found, err
+}
+
 func TestQueue(t *testing.T) {
 	t.Parallel()
 	for _, mode := range execModes {
@@ -907,15 +921,15 @@ func TestQueue(t *testing.T) {
 			var added string
 			var notes []string
 			batch := &pgx.Batch{}
-			txhelper.Queue(batch, func(q txhelper.Querier) (err error) {
+			txhelper.QueueStep(batch, func(q txhelper.Querier) (err error) {
 				deleted, err = deleteNotes(t.Context(), q, "old %")
 				return err
 			})
-			txhelper.Queue(batch, func(q txhelper.Querier) (err error) {
+			txhelper.QueueStep(batch, func(q txhelper.Querier) (err error) {
 				added, err = addNote(t.Context(), q, "new")
 				return err
 			})
-			txhelper.Queue(batch, func(q txhelper.Querier) (err error) {
+			txhelper.QueueStep(batch, func(q txhelper.Querier) (err error) {
 				notes, err = listNotes(t.Context(), q)
 				return err
 			})
@@ -932,12 +946,32 @@ func TestQueue(t *testing.T) {
 			}
 
 			batch = &pgx.Batch{}
-			txhelper.Queue(batch, func(q txhelper.Querier) error {
+			txhelper.QueueStep(batch, func(q txhelper.Querier) error {
 				_, err := q.Exec(t.Context(), "SELECT 1/0")
 				return err
 			})
 			wantPgError(t, pool.SendBatch(t.Context(), batch).Close(), "22012", "")
 			wantNotes(t, pool, 1)
+
+			// A row that is filled when the results are read.
+			batch = &pgx.Batch{}
+			last, _ := lastNote(t.Context(), txhelper.Queue(batch, nil))
+			var met error
+			_, _ = lastNote(t.Context(), txhelper.Queue(batch, func(err error) error {
+				met = err
+				return nil
+			}), "none")
+			_, _ = txhelper.Queue(batch, nil).Exec(t.Context(), "DELETE FROM notes")
+			if last.Text != "" {
+				t.Errorf("a note before the batch was sent: %q", last.Text)
+			}
+			if err := pool.SendBatch(t.Context(), batch).Close(); err != nil {
+				t.Error(err)
+			}
+			if last.Text != "new" || !errors.Is(met, pgx.ErrNoRows) {
+				t.Errorf("last note is %q, the missing one %v, want new and no rows", last.Text, met)
+			}
+			wantNotes(t, pool, 0)
 		})
 	}
 }

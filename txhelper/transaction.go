@@ -108,6 +108,9 @@ func openNested(ctx context.Context, db DB, t *Transaction, first func(batch *pg
 // Transaction has ended.
 func (t *Transaction) Tx() pgx.Tx { return t.tx }
 
+// Nested reports whether the transaction is a savepoint in another.
+func (t *Transaction) Nested() bool { return t.nested }
+
 // Cause returns the error that decides what to do after the function that used
 // Tx returned err: a retryable error that the function met and turned into
 // another one, ErrOwned or ErrEnded where it tried to end the transaction or has

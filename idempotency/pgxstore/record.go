@@ -13,18 +13,28 @@ import (
 	"github.com/samecommit/samecommit/txhelper"
 )
 
-// Values of idempotency_keys.status.
-const (
-	statusInProgress int16 = 1
-	statusCompleted  int16 = 2
-)
-
 func uuid(id idempotency.ClaimID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
 
 // row is one look at a key, with the database's time of that look.
 type row struct {
 	*db.KeyGetRow
 	key idempotency.Key
+}
+
+// queueLookUp queues lookUp. found is called when the result is read, if the key
+// has a row.
+func (s *Store) queueLookUp(ctx context.Context, batch *pgx.Batch, key idempotency.Key, found func(*row)) {
+	seen := &row{key: key}
+	done := func(err error) error {
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		if err == nil {
+			found(seen)
+		}
+		return err
+	}
+	seen.KeyGetRow, _ = s.queries.KeyGet(ctx, txhelper.Queue(batch, done), &db.KeyGetParams{Scope: key.Scope, ID: key.ID})
 }
 
 // lookUp returns nil where the key has no row.
@@ -39,25 +49,24 @@ func (s *Store) lookUp(ctx context.Context, q txhelper.Querier, key idempotency.
 	return &row{KeyGetRow: found, key: key}, nil
 }
 
+// completed reports whether the row holds an answer, which may have expired.
+func (r *row) completed() bool { return r != nil && r.ExpiresAt != nil }
+
 // live reports whether the row is an answer to replay.
-func (r *row) live() bool {
-	return r != nil && r.Status == statusCompleted && r.ExpiresAt.After(r.ReadAt)
-}
+func (r *row) live() bool { return r.completed() && r.ExpiresAt.After(r.ReadAt) }
 
 // leased reports whether a lease holds the key.
 func (r *row) leased() bool {
-	return r != nil && r.Status == statusInProgress && r.LockedUntil != nil && r.LockedUntil.After(r.ReadAt)
+	return r != nil && r.LockedUntil != nil && r.LockedUntil.After(r.ReadAt)
 }
 
 // unfinished reports whether the key was begun in a transaction. Such a row is
 // visible only to that transaction, unless the guard was disabled.
-func (r *row) unfinished() bool {
-	return r != nil && r.Status == statusInProgress && r.LockedUntil == nil
-}
+func (r *row) unfinished() bool { return r != nil && r.Unfinished != nil }
 
 // same reports whether nothing has happened to the key between two looks.
 func (r *row) same(other *row) bool {
-	return other != nil && r.ClaimID == other.ClaimID && r.Status == other.Status && equalTime(r.LockedUntil, other.LockedUntil)
+	return other != nil && r.ClaimID == other.ClaimID && equalTime(r.ExpiresAt, other.ExpiresAt) && equalTime(r.LockedUntil, other.LockedUntil)
 }
 
 func equalTime(a, b *time.Time) bool {
@@ -98,7 +107,7 @@ func (r *row) record() (*idempotency.Record, error) {
 		CreatedAt:   r.CreatedAt,
 		UpdatedAt:   r.UpdatedAt,
 	}
-	if r.Status == statusCompleted {
+	if r.completed() {
 		record.State = idempotency.Completed
 		record.Response = &idempotency.Response{Type: *r.ResponseType, Body: r.Response}
 		record.ExpiresAt = *r.ExpiresAt
@@ -118,7 +127,7 @@ func (s *Store) get(ctx context.Context, q txhelper.Querier, key idempotency.Key
 	if err != nil {
 		return nil, s.explain(key, "get", err)
 	}
-	if found == nil || found.Status == statusCompleted && !found.live() {
+	if found == nil || found.completed() && !found.live() {
 		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNotFound}
 	}
 	if found.unfinished() {

@@ -45,7 +45,7 @@ type run struct {
 }
 
 func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (*idempotency.Response, error)) (*idempotency.Outcome, bool, error) {
-	lookInside := r.store.options.TxOptions.IsoLevel != pgx.Serializable
+	lookInside := r.store.options.TxOptions.IsoLevel != pgx.Serializable && !r.store.serializable.Load()
 	if !lookInside {
 		// Inside, the read would leave a predicate lock in the index and abort
 		// neighbours that have nothing to do with this key.
@@ -64,6 +64,18 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 	// Also on panic and runtime.Goexit, which pass through unchanged.
 	defer transaction.Rollback(ctx)
 
+	if lookInside && lock.Serializable && !transaction.Nested() {
+		// The server's default is SERIALIZABLE, unlike our options.
+		r.store.serializable.Store(true)
+		transaction.Rollback(ctx)
+		return r.try(ctx, fn)
+	}
+	if err := checkEncoding(transaction.Tx()); err != nil {
+		return nil, false, err
+	}
+	if lock.Temporary {
+		return nil, false, ErrTemporaryTable
+	}
 	if outcome, err := r.decided(); outcome != nil || err != nil {
 		return outcome, false, err
 	}
@@ -87,7 +99,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		// is what it wants recorded.
 		transaction.Rollback(ctx)
 		transaction, err = r.store.open(ctx, &r.store.options, func(batch *pgx.Batch) {
-			txhelper.Queue(batch, r.tryLock(ctx, nil))
+			r.queueTryLock(ctx, batch)
 		})
 		if err != nil {
 			return nil, false, r.explain(err)
@@ -112,101 +124,97 @@ func (r *run) explain(err error) error { return r.store.explain(r.params.Key, "r
 
 // open begins a transaction and tries the lock, and with look set also takes the
 // look that decides, all in one flight.
-func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (transaction *txhelper.Transaction, lock db.KeyTryLockRow, err error) {
+func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (transaction *txhelper.Transaction, lock *db.KeyTryLockRow, err error) {
 	transaction, err = r.store.open(ctx, options, func(batch *pgx.Batch) {
 		// Two statements: under READ COMMITTED the snapshot of one would be older
 		// than its lock, and miss the answer of the holder that has just let go
 		// of it. Under REPEATABLE READ it is older all the same: fn may then run
 		// in vain, and the unique index undoes it.
-		txhelper.Queue(batch, r.tryLock(ctx, &lock))
+		lock = r.queueTryLock(ctx, batch)
 		if look {
-			txhelper.Queue(batch, func(q txhelper.Querier) (err error) {
-				r.seen, err = r.store.lookUp(ctx, q, r.params.Key)
-				return err
-			})
+			r.store.queueLookUp(ctx, batch, r.params.Key, func(found *row) { r.seen = found })
 		}
 	})
 	return transaction, lock, err
 }
 
-// tryLock is in the first flight of every transaction here. It also leaves the
-// claim id with the transaction, which the last statement asks for.
-func (r *run) tryLock(ctx context.Context, lock *db.KeyTryLockRow) func(q txhelper.Querier) error {
-	return func(q txhelper.Querier) error {
-		tried, err := r.store.queries.KeyTryLock(ctx, q, &db.KeyTryLockParams{
-			LockID: lockID(r.params.Key), ClaimID: uuid(r.claimID), IdleTimeout: r.store.idleSetting(),
-		})
-		if err == nil && lock != nil {
-			*lock = *tried
-		}
-		return err
-	}
+// queueTryLock is in the first flight of every transaction here. It also leaves
+// the claim id with the transaction, which the last statement asks for.
+func (r *run) queueTryLock(ctx context.Context, batch *pgx.Batch) *db.KeyTryLockRow {
+	lock, _ := r.store.queries.KeyTryLock(ctx, txhelper.Queue(batch, nil), &db.KeyTryLockParams{
+		LockID: lockID(r.params.Key), ClaimID: uuid(r.claimID), IdleTimeout: r.store.idleSetting,
+	})
+	return lock
 }
 
 // finish writes the finished row and commits, in one flight. Where the row
 // cannot be written the server skips the commit.
 func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, response *idempotency.Response) (*idempotency.Outcome, bool, error) {
-	completed := &row{key: r.params.Key, KeyGetRow: &db.KeyGetRow{
-		Status: statusCompleted, ClaimID: uuid(r.claimID), Attempt: 1, Fingerprint: r.params.Fingerprint.Bytes(),
-		Response: response.Body, ResponseType: &response.Type,
-	}}
-	if r.seen != nil && r.seen.Status == statusInProgress {
-		completed.Attempt = r.seen.Attempt + 1
-	}
-	var insertErr error
+	var written *db.KeyInsertCompletedRow
+	insertErr := errNotSent
 	sent := time.Now()
 	err := transaction.Commit(ctx, func(batch *pgx.Batch) {
-		txhelper.Queue(batch, func(q txhelper.Querier) error {
-			insertErr = r.insert(ctx, q, completed)
-			return insertErr
+		written = r.queueInsert(ctx, batch, response, func(err error) error {
+			insertErr = err
+			return err
 		})
 	})
 	var ambiguous *txhelper.AmbiguousCommitError
 	switch {
 	case err == nil:
-		record, err := completed.record()
-		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, err
+		return &idempotency.Outcome{State: idempotency.Completed, Record: &idempotency.Record{
+			Key: r.params.Key, State: idempotency.Completed, ClaimID: r.claimID, Attempt: r.attempt(),
+			Fingerprint: r.params.Fingerprint, Response: &idempotency.Response{Type: response.Type, Body: response.Body},
+			CreatedAt: written.CreatedAt, UpdatedAt: written.CreatedAt, ExpiresAt: written.ExpiresAt,
+		}}, true, nil
 	case errors.As(err, &ambiguous):
 		return r.resolve(ctx, ambiguous, sent)
-	case insertErr == nil || !errors.Is(err, insertErr):
-		return r.afterFailure(ctx, err)
+	case insertErr == nil:
+		return r.afterFailure(ctx, err) // of the commit itself
 	}
 	// Ours is known by its position: a constraint of the caller's, deferred to
 	// the commit, may raise the same codes.
-	switch state := sqlState(insertErr); {
+	switch state := sqlState(err); {
 	case state == codeUniqueViolation, state == codeDivisionByZero, state == codeLockTimeout:
 		return r.afterFailure(ctx, errTryAgain)
-	case saysEnded(insertErr):
+	case says(err, endedText):
 		return r.afterFailure(ctx, txhelper.ErrEnded)
+	case says(err, movedText):
+		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: ErrTableMoved}
+	case says(err, suppressedText):
+		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: ErrRowSuppressed}
 	default:
 		return r.afterFailure(ctx, r.explain(err))
 	}
 }
 
-// insert writes the finished row, and fills in the times that it got.
-func (r *run) insert(ctx context.Context, q txhelper.Querier, completed *row) error {
-	key, queries := r.params.Key, r.store.queries
-	var times *db.KeyInsertCompletedRow
-	var err error
+// errNotSent stands for the result of our last statement until it is read.
+var errNotSent = errors.New("pgxstore: statement was not sent")
+
+// attempt is the number of this claim.
+func (r *run) attempt() int {
+	if r.seen != nil && !r.seen.completed() {
+		return int(r.seen.Attempt) + 1
+	}
+	return 1
+}
+
+// queueInsert queues the statement that writes the finished row.
+func (r *run) queueInsert(ctx context.Context, batch *pgx.Batch, response *idempotency.Response, done func(err error) error) *db.KeyInsertCompletedRow {
+	key, queries, q := r.params.Key, r.store.queries, txhelper.Queue(batch, done)
 	if r.seen == nil {
-		times, err = queries.KeyInsertCompleted(ctx, q, &db.KeyInsertCompletedParams{
-			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: completed.Fingerprint,
-			Response: completed.Response, ResponseType: *completed.ResponseType, TTL: r.params.TTL,
+		written, _ := queries.KeyInsertCompleted(ctx, q, &db.KeyInsertCompletedParams{
+			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: r.params.Fingerprint.Bytes(),
+			Response: response.Body, ResponseType: response.Type, TTL: r.params.TTL,
 		})
-	} else {
-		var replaced *db.KeyReplaceCompletedRow
-		replaced, err = queries.KeyReplaceCompleted(ctx, q, &db.KeyReplaceCompletedParams{
-			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: completed.Fingerprint, Attempt: completed.Attempt,
-			Response: completed.Response, ResponseType: *completed.ResponseType, TTL: r.params.TTL,
-			SeenClaimID: r.seen.ClaimID, SeenStatus: r.seen.Status, SeenLockedUntil: r.seen.LockedUntil,
-		})
-		times = (*db.KeyInsertCompletedRow)(replaced) // the same columns
+		return written
 	}
-	if err != nil {
-		return err
-	}
-	completed.CreatedAt, completed.UpdatedAt, completed.ExpiresAt = times.CreatedAt, times.UpdatedAt, &times.ExpiresAt
-	return nil
+	replaced, _ := queries.KeyReplaceCompleted(ctx, q, &db.KeyReplaceCompletedParams{
+		Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: r.params.Fingerprint.Bytes(), Attempt: int32(r.attempt()), //nolint:gosec // It was an int32.
+		Response: response.Body, ResponseType: response.Type, TTL: r.params.TTL,
+		SeenClaimID: r.seen.ClaimID, SeenExpiresAt: r.seen.ExpiresAt, SeenLockedUntil: r.seen.LockedUntil,
+	})
+	return (*db.KeyInsertCompletedRow)(replaced) // the same columns
 }
 
 // afterFailure looks, in a fresh snapshot, whether a rival has answered

@@ -25,9 +25,8 @@ func (s *Store) settingsOf(ctx context.Context) (queue func(batch *pgx.Batch), e
 	}
 	return func(batch *pgx.Batch) {
 		for _, name := range slices.Sorted(maps.Keys(settings)) {
-			txhelper.Queue(batch, func(q txhelper.Querier) error {
-				return explainSetting(name, s.queries.SetLocal(ctx, q, &db.SetLocalParams{Name: name, Value: settings[name]}))
-			})
+			q := txhelper.Queue(batch, func(err error) error { return explainSetting(name, err) })
+			_ = s.queries.SetLocal(ctx, q, &db.SetLocalParams{Name: name, Value: settings[name]})
 		}
 	}, nil
 }

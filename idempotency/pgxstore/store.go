@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,9 +22,6 @@ const (
 	DefaultIdleTimeout    = time.Minute
 	DefaultResolveTimeout = 10 * time.Second
 )
-
-// defaultDeleteLimit keeps a sweep's transaction short.
-const defaultDeleteLimit = 1000
 
 // DB is a *pgxpool.Pool or a *pgx.Conn. It may also be a pgx.Tx, in which a
 // test can do everything and roll it back; Run then works in savepoints.
@@ -45,8 +43,9 @@ type Config struct {
 	// transaction of Run's, which frees its key when the network has silently
 	// failed. It does not count while the server waits for the rest of a request
 	// that arrived in part: there only TCP keepalives help, the server's
-	// tcp_keepalives_idle. Rounded up to a millisecond. Defaults to 1 minute;
-	// negative leaves the server's setting.
+	// tcp_keepalives_idle. Rounded up to a millisecond; at most 24.8 days, which is
+	// PostgreSQL's limit. Defaults to 1 minute; negative leaves the server's
+	// setting.
 	IdleTimeout time.Duration
 	// CommitTimeout bounds a commit, which the caller's cancellation does not
 	// interrupt. Defaults to 10 seconds.
@@ -75,9 +74,15 @@ type Store struct {
 	db             DB
 	queries        *db.Queries
 	options        txhelper.Options
-	idleTimeout    time.Duration
+	// idleSetting is the value of idle_in_transaction_session_timeout, in
+	// milliseconds; nil leaves it as it is.
+	idleSetting    *string
 	resolveTimeout time.Duration
 	settings       func(ctx context.Context) (map[string]string, error)
+	// serializable says that transactions are SERIALIZABLE though TxOptions does
+	// not say so: it is the server's default.
+	serializable atomic.Bool
+	sweep        sweep
 }
 
 var (
@@ -99,12 +104,9 @@ func New(database DB, config *Config) *Store {
 			CommitTimeout: config.CommitTimeout,
 			Retryable:     func(err error) bool { return txhelper.IsRetryable(err) || errors.Is(err, errTryAgain) },
 		},
-		idleTimeout:    config.IdleTimeout,
+		idleSetting:    idleSetting(config.IdleTimeout),
 		resolveTimeout: config.ResolveTimeout,
 		settings:       config.Settings,
-	}
-	if store.idleTimeout == 0 {
-		store.idleTimeout = DefaultIdleTimeout
 	}
 	if store.resolveTimeout <= 0 {
 		store.resolveTimeout = DefaultResolveTimeout
@@ -185,18 +187,6 @@ func (s *Store) Release(ctx context.Context, claim *idempotency.Claim) error {
 	return s.explain(claim.Key, "release", err)
 }
 
-// DeleteExpired deletes expired records. See idempotency.Store.
-func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
-	if limit < 0 || limit > math.MaxInt32 {
-		return 0, &idempotency.ParamError{Field: "limit", Reason: "is not between 0 and 2,147,483,647"}
-	}
-	if limit == 0 {
-		limit = defaultDeleteLimit
-	}
-	deleted, err := s.queries.KeyDeleteExpired(ctx, s.querier(s.db), &db.KeyDeleteExpiredParams{MaxRows: int32(limit)})
-	return int(deleted), explainSchema("delete expired", err)
-}
-
 // WithTx returns the verbs as part of tx. See idempotency.TxStore.
 func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx: tx} }
 
@@ -207,6 +197,9 @@ func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Co
 		called = true
 		return fn(ctx, ownedTx{nested, runKey(tx)})
 	})
+	if isGuard(err) {
+		err = fmt.Errorf("%w: %w", ErrConstraintsImmediate, err)
+	}
 	// Of fn's own errors only this one concerns the whole of tx.
 	if cause := sentinel(err); cause != nil && (!called || errors.Is(cause, idempotency.ErrSerializationFailure)) {
 		err = fmt.Errorf("%w: %w", cause, err)
@@ -224,13 +217,20 @@ func (s *Store) statement(ctx context.Context, fn func(q txhelper.Querier) error
 	return fn(s.querier(s.db))
 }
 
-// idleSetting is the value of idle_in_transaction_session_timeout, in
-// milliseconds; nil leaves it as it is.
-func (s *Store) idleSetting() *string {
-	if s.idleTimeout < 0 {
+// longestIdleTimeout is the longest that PostgreSQL accepts, about 24.8 days.
+const longestIdleTimeout = math.MaxInt32 * time.Millisecond
+
+// idleSetting returns the value of idle_in_transaction_session_timeout for
+// Config.IdleTimeout.
+func idleSetting(timeout time.Duration) *string {
+	if timeout < 0 {
 		return nil
 	}
-	setting := strconv.FormatInt(int64((s.idleTimeout+time.Millisecond-1)/time.Millisecond), 10)
+	if timeout == 0 {
+		timeout = DefaultIdleTimeout
+	}
+	timeout = min(timeout, longestIdleTimeout)
+	setting := strconv.FormatInt(int64((timeout+time.Millisecond-1)/time.Millisecond), 10)
 	return &setting
 }
 

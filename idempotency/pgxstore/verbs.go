@@ -32,7 +32,7 @@ func (v *verbs) Begin(ctx context.Context, params *idempotency.BeginParams) (*id
 		return nil, &idempotency.KeyError{Key: params.Key, Err: idempotency.ErrNested}
 	}
 	outcome, err := v.store.claim(ctx, v.tx, params)
-	return outcome, v.store.explain(params.Key, "begin", err)
+	return outcome, v.explain(params.Key, "begin", err)
 }
 
 // Complete records the response as part of the transaction. Where it fails for
@@ -52,7 +52,7 @@ func (v *verbs) Complete(ctx context.Context, claim *idempotency.Claim, response
 	if err != nil && notClaimed != nil {
 		return nil, notClaimed
 	}
-	return record, v.store.explain(claim.Key, "complete", err)
+	return record, v.explain(claim.Key, "complete", err)
 }
 
 // Get returns the record as the transaction sees it.
@@ -67,7 +67,7 @@ func (v *verbs) check() error {
 	if v.tx == nil {
 		return &idempotency.ParamError{Field: "tx", Reason: "is nil; pass an open pgx.Tx"}
 	}
-	return nil
+	return checkEncoding(v.tx)
 }
 
 // maxClaimRounds bounds how often claim looks again after a row changed under
@@ -127,7 +127,7 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 		again, err := s.queries.KeyReclaim(ctx, q, &db.KeyReclaimParams{
 			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: uuid(claim.ID),
 			Fingerprint: params.Fingerprint.Bytes(), Lease: lease, LockID: lockID(params.Key),
-			SeenClaimID: seen.ClaimID, SeenStatus: seen.Status, SeenLockedUntil: seen.LockedUntil,
+			SeenClaimID: seen.ClaimID, SeenExpiresAt: seen.ExpiresAt, SeenLockedUntil: seen.LockedUntil,
 		})
 		if err == nil {
 			return claimed(again.Attempt, again.LockedUntil), nil
@@ -167,7 +167,7 @@ func strayError(key idempotency.Key) error {
 func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
 	done, err := s.queries.KeyComplete(ctx, q, &db.KeyCompleteParams{
 		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
-		Response: response.Body, ResponseType: response.Type, TTL: claim.TTL,
+		Response: response.Body, ResponseType: response.Type, TTL: claim.TTL, LockID: lockID(claim.Key),
 	})
 	if sqlState(err) == codeDivisionByZero {
 		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
@@ -176,7 +176,7 @@ func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempot
 		return nil, err
 	}
 	completed := &row{key: claim.Key, KeyGetRow: &db.KeyGetRow{
-		Status: statusCompleted, ClaimID: uuid(claim.ID), Attempt: done.Attempt, Fingerprint: done.Fingerprint,
+		ClaimID: uuid(claim.ID), Attempt: done.Attempt, Fingerprint: done.Fingerprint,
 		Response: response.Body, ResponseType: &response.Type,
 		CreatedAt: done.CreatedAt, UpdatedAt: done.UpdatedAt, ExpiresAt: &done.ExpiresAt,
 	}}
