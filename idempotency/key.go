@@ -29,10 +29,24 @@ type Key struct {
 	ID string
 }
 
-// String returns the short hash that stands for the key in errors and logs.
+// Digest returns the SHA-256 of Scope and ID, each behind its length in eight
+// bytes, big-endian. Stores derive from it what must be short and must not tell
+// the key: pgxstore makes its advisory lock of the first eight bytes, and String
+// prints the same eight.
+func (k Key) Digest() [sha256.Size]byte {
+	var buf [2 * (8 + MaxKeyLength)]byte // what a valid key needs, on the stack
+	return sha256.Sum256(appendParts(buf[:0], k.Scope, k.ID))
+}
+
+// String returns the short hash that stands for the key in errors and logs:
+// "key:" and the first eight bytes of Digest in hexadecimal.
 func (k Key) String() string {
-	sum := sha256.Sum256(appendParts(nil, k.Scope, k.ID))
-	return "key:" + hex.EncodeToString(sum[:6])
+	const prefix = "key:"
+	digest := k.Digest()
+	var text [len(prefix) + 16]byte
+	copy(text[:], prefix)
+	hex.Encode(text[len(prefix):], digest[:8])
+	return string(text[:])
 }
 
 // Format prints String for every verb, so that %v, %+v and %#v of a struct that

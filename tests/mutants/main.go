@@ -8,7 +8,7 @@
 //
 // The mutants are listed in table.go and exist nowhere else: each is a
 // replacement of text that go test's -overlay puts in the place of a source
-// file, or of a migration. A mutant is killed if its test ran and failed. A
+// file, of a migration, or of what sqlc makes of a query. A mutant is killed if its test ran and failed. A
 // mutant whose text is no longer there, which does not compile, or whose test
 // did not run or did not end, is an error, not a kill. So is a test that fails
 // without any mutant, which is tried first.

@@ -22,7 +22,8 @@ type mutant struct {
 	pkg string
 }
 
-// edit replaces text that occurs exactly once in a file.
+// edit replaces text that occurs exactly once in a file or, where file ends in #
+// and a statement's name, in that statement, without the comment above it.
 type edit struct{ file, old, new string }
 
 // promise is what a mutant breaks. The numbers are those of the project's list
@@ -48,25 +49,54 @@ const (
 	upgrade     promise = "migrations beside others"
 )
 
-// apply returns the files with the mutant in them, by their absolute names.
+// apply returns the files with the mutant in them, by their names below root.
 func (m *mutant) apply(root string) (map[string]string, error) {
 	files := make(map[string]string)
 	for _, e := range m.edits {
-		name := filepath.Join(root, filepath.FromSlash(e.file))
+		name, statement, _ := strings.Cut(e.file, "#")
 		text, changed := files[name]
 		if !changed {
-			content, err := os.ReadFile(name)
+			content, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(name)))
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", m.name, err)
 			}
 			text = string(content)
 		}
-		if found := strings.Count(text, e.old); found != 1 || e.old == e.new {
+		start, end := 0, len(text)
+		if statement != "" {
+			if start, end = find(statement, text); start < 0 {
+				return nil, fmt.Errorf("%s: mutant no longer applies: no statement %s", m.name, e.file)
+			}
+		}
+		if found := strings.Count(text[start:end], e.old); found != 1 || e.old == e.new {
 			return nil, fmt.Errorf("%s: mutant no longer applies: %s has %d times, not once:\n%s", m.name, e.file, found, e.old)
 		}
-		files[name] = strings.Replace(text, e.old, e.new, 1)
+		files[name] = text[:start] + strings.Replace(text[start:end], e.old, e.new, 1) + text[end:]
 	}
 	return files, nil
+}
+
+// changesQueries reports whether sqlc must generate package db anew.
+func (m *mutant) changesQueries() bool {
+	return slices.ContainsFunc(m.edits, func(e edit) bool { return strings.HasPrefix(e.file, "queries/") })
+}
+
+const nameLine = "-- name: "
+
+// find returns where a statement of a file of queries begins and ends, or -1.
+func find(statement, text string) (start, end int) {
+	start = strings.Index(text, nameLine+statement+" :")
+	if start < 0 {
+		return -1, -1
+	}
+	for strings.HasPrefix(text[start:], "--") {
+		_, after, _ := strings.Cut(text[start:], "\n")
+		start = len(text) - len(after)
+	}
+	if next := strings.Index(text[start:], nameLine); next >= 0 {
+		return start, start + next
+	}
+	return start, len(text)
 }
 
 func (m *mutant) folder() string { return "./" + cmp.Or(m.pkg, "tests") }

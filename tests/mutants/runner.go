@@ -97,29 +97,8 @@ func (r *runner) baseline(ctx context.Context, mutants []mutant) error {
 // kill runs the mutant's test with the mutant. A nil error means that the test
 // failed; said is how.
 func (r *runner) kill(ctx context.Context, m *mutant) (said string, err error) {
-	files, err := m.apply(r.root)
+	file, err := r.overlay(ctx, m)
 	if err != nil {
-		return "", err
-	}
-	folder, err := os.MkdirTemp(r.scratch, "")
-	if err != nil {
-		return "", err
-	}
-	overlay := struct{ Replace map[string]string }{make(map[string]string)}
-	for name, text := range files {
-		// A name of its own for each: two files may be called alike.
-		replacement := filepath.Join(folder, fmt.Sprintf("%d-%s", len(overlay.Replace), filepath.Base(name)))
-		if err := os.WriteFile(replacement, []byte(text), 0o600); err != nil {
-			return "", err
-		}
-		overlay.Replace[name] = replacement
-	}
-	content, err := json.Marshal(overlay)
-	if err != nil {
-		return "", err
-	}
-	file := filepath.Join(folder, "overlay.json")
-	if err := os.WriteFile(file, content, 0o600); err != nil {
 		return "", err
 	}
 	result, err := r.goTest(ctx, m.folder(), m.pattern(), killTimeout, "-overlay="+file)
@@ -139,6 +118,86 @@ func (r *runner) kill(ctx context.Context, m *mutant) (said string, err error) {
 	default:
 		return "", fmt.Errorf("the test ended with %q:\n%s", action, result.output)
 	}
+}
+
+// overlay writes the files with the mutant in them, and returns the name of the
+// file that tells go test where they are.
+func (r *runner) overlay(ctx context.Context, m *mutant) (string, error) {
+	files, err := m.apply(r.root)
+	if err != nil {
+		return "", err
+	}
+	folder, err := os.MkdirTemp(r.scratch, "")
+	if err != nil {
+		return "", err
+	}
+	if m.changesQueries() {
+		if err := r.generate(ctx, filepath.Join(folder, "sqlc"), files); err != nil {
+			return "", fmt.Errorf("%s: %w", m.name, err)
+		}
+	}
+	overlay := struct{ Replace map[string]string }{make(map[string]string)}
+	for name, text := range files {
+		replacement := filepath.Join(folder, filepath.FromSlash(name))
+		if err := write(replacement, []byte(text)); err != nil {
+			return "", err
+		}
+		overlay.Replace[filepath.Join(r.root, filepath.FromSlash(name))] = replacement
+	}
+	content, err := json.Marshal(overlay)
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(folder, "overlay.json")
+	return file, write(file, content)
+}
+
+// generate adds to files what sqlc makes of them, as make generate does.
+func (r *runner) generate(ctx context.Context, folder string, files map[string]string) error {
+	for _, name := range []string{"queries", "migrations"} {
+		if err := os.CopyFS(filepath.Join(folder, name), os.DirFS(filepath.Join(r.root, name))); err != nil {
+			return err
+		}
+	}
+	const config = "sqlc.yaml"
+	content, err := os.ReadFile(filepath.Join(r.root, config))
+	if err != nil {
+		return err
+	}
+	if err := write(filepath.Join(folder, config), content); err != nil {
+		return err
+	}
+	for name, text := range files {
+		if err := write(filepath.Join(folder, filepath.FromSlash(name)), []byte(text)); err != nil {
+			return err
+		}
+	}
+	command := exec.CommandContext(ctx, "go", "tool", "sqlc", "generate", "-f", filepath.Join(folder, config))
+	command.Dir = filepath.Join(r.root, "tools")
+	command.Env = append(command.Environ(), "GOWORK=off")
+	if output, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("sqlc generate: %w\n%s", err, output)
+	}
+	made, err := filepath.Glob(filepath.Join(folder, "db", "*.go"))
+	if err != nil {
+		return err
+	}
+	for _, name := range made {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		files["db/"+filepath.Base(name)] = string(content)
+	}
+	return nil
+}
+
+// write makes the file's folder too.
+func write(name string, content []byte) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(name, content, 0o600)
 }
 
 var failure = regexp.MustCompile(`(?m)^\s+\w+\.go:\d+: .*|^(panic|fatal error): .*`)

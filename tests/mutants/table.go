@@ -2,7 +2,7 @@ package main
 
 // Files that mutants change.
 const (
-	statements = "db/idempotency_keys.sql.go"
+	query      = "queries/idempotency_keys.sql#" // and the statement's name
 	schema     = "migrations/00001_create_idempotency_keys.sql"
 	runFile    = "idempotency/pgxstore/run.go"
 	verbsFile  = "idempotency/pgxstore/verbs.go"
@@ -26,12 +26,12 @@ var table = []mutant{
 	// The claim.
 	{
 		name: "the last of two rivals overwrites the answer", breaks: once,
-		edits: []edit{{statements, "    statement_timestamp() + $7::interval\n)\nRETURNING", "    statement_timestamp() + $7::interval\n)\nON CONFLICT (scope, id) DO UPDATE SET response = EXCLUDED.response\nRETURNING"}},
+		edits: []edit{{query + "KeyInsertCompleted", "RETURNING", "ON CONFLICT (scope, id) DO UPDATE SET response = EXCLUDED.response RETURNING"}},
 		test:  "TestUniqueIndexDecidesWithoutTheLock",
 	},
 	{
 		name: "the loser of a race commits its effect", breaks: together,
-		edits: []edit{{statements, "    statement_timestamp() + $7::interval\n)\nRETURNING", "    statement_timestamp() + $7::interval\n)\nON CONFLICT (scope, id) DO NOTHING\nRETURNING"}},
+		edits: []edit{{query + "KeyInsertCompleted", "RETURNING", "ON CONFLICT (scope, id) DO NOTHING RETURNING"}},
 		test:  "TestUniqueIndexDecidesWithoutTheLock",
 	},
 	{
@@ -41,7 +41,7 @@ var table = []mutant{
 	},
 	{
 		name: "Begin does not expect a rival's row", breaks: unstuck,
-		edits: []edit{{statements, "ON CONFLICT (scope, id) DO NOTHING\nRETURNING", "RETURNING"}},
+		edits: []edit{{query + "KeyClaim", "ON CONFLICT (scope, id) DO NOTHING\n", ""}},
 		test:  "TestSingleKeyBesideALargeBatch",
 	},
 	{
@@ -56,22 +56,28 @@ var table = []mutant{
 	},
 	{
 		name: "Do waits for the lock on its connection", breaks: bounded,
-		edits: []edit{{statements, "    pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,", "    (SELECT true FROM pg_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)) AS locked,"}},
-		test:  "TestRunningDuplicateIsInProgress",
+		edits: []edit{
+			{query + "KeyTryLock", "pg_try_advisory_xact_lock(", "EXISTS (SELECT FROM pg_advisory_xact_lock("},
+			{query + "KeyTryLock", ") AS locked", ")) AS locked"},
+		},
+		test: "TestRunningDuplicateIsInProgress",
 	},
 	{
 		name: "an expired row is replaced, whatever it became", breaks: once,
-		edits: []edit{{statements, "        THEN 1 ELSE 0 END,\n    claim_id", "        THEN 1 ELSE 1 END,\n    claim_id"}},
+		edits: []edit{{query + "KeyReplaceCompleted", "THEN 1 ELSE 0 END", "THEN 1 ELSE 1 END"}},
 		test:  "TestUniqueIndexDecidesWithoutTheLock/also when an expired row is replaced",
 	},
 	{
 		name: "an abandoned row is known by its claim id alone", breaks: once,
-		edits: []edit{{statements, "            AND k.status = $10::smallint\n            AND k.locked_until IS NOT DISTINCT FROM $11::timestamptz\n", "            AND ($10::smallint, $11::timestamptz) IS NOT NULL IS NOT NULL\n"}},
-		test:  "TestUniqueIndexDecidesWithoutTheLock/a zombie's completion under the same claim id",
+		edits: []edit{
+			{query + "KeyReplaceCompleted", "k.status = @seen_status::smallint", "@seen_status::smallint IS NOT NULL"},
+			{query + "KeyReplaceCompleted", "k.locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz", "sqlc.narg('seen_locked_until')::timestamptz IS NULL IS NOT NULL"},
+		},
+		test: "TestUniqueIndexDecidesWithoutTheLock/a zombie's completion under the same claim id",
 	},
 	{
 		name: "a lock pins the key for a bystander", breaks: bounded,
-		edits: []edit{{statements, "    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = $1 AND k.id = $2) THEN false\n", "    WHEN false THEN false\n"}},
+		edits: []edit{{query + "KeyClaim", "WHEN EXISTS", "WHEN false AND EXISTS"}},
 		test:  "TestBystanderDoesNotPinTheKey",
 	},
 	{
@@ -93,14 +99,14 @@ var table = []mutant{
 	// The key and the request.
 	{
 		name: "the scope is left out of the look", breaks: apart,
-		edits: []edit{{statements, "FROM idempotency_keys\nWHERE scope = $1\n    AND id = $2\n`", "FROM idempotency_keys\nWHERE $1::text IS NOT NULL\n    AND id = $2\n`"}},
+		edits: []edit{{query + "KeyGet", "scope = @scope", "@scope::text IS NOT NULL"}},
 		test:  "TestAnotherScopesKeyIsNeverVisible",
 	},
 	{
 		name: "the scope is left out of the primary key", breaks: apart,
 		edits: []edit{
 			{schema, "PRIMARY KEY (scope, id)", "PRIMARY KEY (id)"},
-			{statements, "ON CONFLICT (scope, id) DO NOTHING\nRETURNING", "ON CONFLICT (id) DO NOTHING\nRETURNING"},
+			{query + "KeyClaim", "ON CONFLICT (scope, id)", "ON CONFLICT (id)"},
 		},
 		test: "TestStoreContract/the same id in two scopes is two keys",
 	},
@@ -111,7 +117,7 @@ var table = []mutant{
 	},
 	{
 		name: "tables of two schemas share a lock", breaks: apart,
-		edits: []edit{{statements, "    pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,", "    pg_try_advisory_xact_lock($1::bigint) AS locked,"}},
+		edits: []edit{{query + "KeyTryLock", " # 'idempotency_keys'::regclass::oid::bigint", ""}},
 		test:  "TestSchemasDoNotShareKeys",
 	},
 	{
@@ -143,37 +149,37 @@ var table = []mutant{
 	// Completion.
 	{
 		name: "a completion without a row goes unnoticed", breaks: together,
-		edits: []edit{{statements, "    (1 / count(*))::integer AS completed,", "    count(*)::integer AS completed,"}},
+		edits: []edit{{query + "KeyComplete", "1 / count(*)", "count(*)"}},
 		test:  "TestCompleteWithoutAClaimCannotCommit",
 	},
 	{
 		name: "one lost claim of a batch goes unnoticed", breaks: together,
-		edits: []edit{{statements, "SELECT 1 / (CASE WHEN count(*) = cardinality($1::text[]) THEN 1 ELSE 0 END) AS all_of_them", "SELECT 1 / (CASE WHEN count(*) >= 0 THEN 1 ELSE 0 END) AS all_of_them"}},
+		edits: []edit{{query + "KeyCompleteMany", "count(*) = cardinality(", "count(*) <= cardinality("}},
 		test:  contract + "a batch whose claim is lost cannot commit",
 	},
 	{
 		name: "completion by key, without the claim id", breaks: fenced,
-		edits: []edit{{statements, "        AND claim_id = $6\n        AND status = 1\n", "        AND $6::uuid IS NOT NULL\n        AND status = 1\n"}},
+		edits: []edit{{query + "KeyComplete", "claim_id = @claim_id", "@claim_id::uuid IS NOT NULL"}},
 		test:  contract + "a leased claim that was taken over cannot commit an effect",
 	},
 	{
 		name: "completion of what is completed", breaks: faithful,
-		edits: []edit{{statements, "        AND claim_id = $6\n        AND status = 1\n", "        AND claim_id = $6\n"}},
+		edits: []edit{{query + "KeyComplete", "AND status = 1", ""}},
 		test:  "TestStoreContract/completing twice is an error and keeps the first answer",
 	},
 	{
 		name: "the work's transaction is not asked for", breaks: together,
-		edits: []edit{{statements, "        THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),\n    $3,\n    1,", "        THEN '2' ELSE '2' END AS smallint),\n    $3,\n    1,"}},
+		edits: []edit{{query + "KeyInsertCompleted", "ELSE 'the transaction that did the work has ended'", "ELSE '2'"}},
 		test:  "TestEndingTheTransactionInsideDo",
 	},
 	{
 		name: "the mark outlives its transaction", breaks: together,
-		edits: []edit{{statements, "        concat(current_setting('samecommit.claim_ids', true), ' ', $2::uuid),\n        true\n", "        concat(current_setting('samecommit.claim_ids', true), ' ', $2::uuid),\n        false\n"}},
+		edits: []edit{{query + "KeyTryLock", "@claim_id::uuid),\n        true", "@claim_id::uuid),\n        false"}},
 		test:  "TestEndingTheTransactionInsideDo",
 	},
 	{
 		name: "an inner Do takes the outer one's mark", breaks: together,
-		edits: []edit{{statements, "        concat(current_setting('samecommit.claim_ids', true), ' ', $2::uuid),", "        ($2::uuid)::text,"}},
+		edits: []edit{{query + "KeyTryLock", "concat(current_setting('samecommit.claim_ids', true), ", "concat("}},
 		test:  "TestStoreInsideATransactionThatRollsBack",
 	},
 	{
@@ -407,17 +413,17 @@ var table = []mutant{
 	},
 	{
 		name: "a batch waits for rows that others hold", breaks: bounded,
-		edits: []edit{{statements, "    FOR UPDATE OF k\n    SKIP LOCKED\n", "    FOR UPDATE OF k\n"}},
+		edits: []edit{{query + "KeyReclaimMany", "SKIP LOCKED", ""}},
 		test:  "TestBatchAgainstRivalsForExpiredKeys",
 	},
 	{
 		name: "a batch leaves its lock_timeout behind", breaks: neutral,
-		edits: []edit{{statements, "SELECT set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true)", "SELECT set_config('lock_timeout', current_setting('lock_timeout'), true)"}},
+		edits: []edit{{query + "KeyClaimedMany", "'samecommit.lock_timeout'", "'lock_timeout'"}},
 		test:  "TestBatchBesideALargeOne",
 	},
 	{
 		name: "a batch's lock_timeout outlives its transaction", breaks: neutral,
-		edits: []edit{{statements, "            THEN $2::text END,\n        true\n", "            THEN $2::text END,\n        false\n"}},
+		edits: []edit{{query + "KeyBeginMany", "THEN @lock_timeout::text END,\n        true", "THEN @lock_timeout::text END,\n        false"}},
 		test:  "TestBatchSettingsEndWithTheTransaction",
 	},
 	{
@@ -436,24 +442,24 @@ var table = []mutant{
 	},
 	{
 		name: "a large batch ignores the locks of others", breaks: bounded,
-		edits: []edit{{statements, "    WHEN $6::boolean THEN pg_try_advisory_xact_lock(wanted.lock_id)\n    ELSE wanted.lock_id NOT IN (", "    WHEN $6::boolean THEN pg_try_advisory_xact_lock(wanted.lock_id)\n    ELSE wanted.lock_id IS NOT NULL OR wanted.lock_id NOT IN ("}},
+		edits: []edit{{query + "KeyClaimMany", "ELSE wanted.lock_id NOT IN", "ELSE wanted.lock_id IS NOT NULL OR wanted.lock_id NOT IN"}},
 		test:  "TestBatchOfTenThousandKeys",
 	},
 	{
 		name: "a replayed batch takes locks", breaks: bounded,
-		edits: []edit{{statements, "    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN false\n    WHEN $6", "    WHEN $6"}},
+		edits: []edit{{query + "KeyClaimMany", "WHEN EXISTS", "WHEN false AND EXISTS"}},
 		test:  "TestBatchReplayWritesNothing",
 	},
 
 	// Settings.
 	{
 		name: "settings outlive their transaction", breaks: apart,
-		edits: []edit{{statements, "SELECT set_config($1::text, $2::text, true)", "SELECT set_config($1::text, $2::text, false)"}},
+		edits: []edit{{query + "SetLocal", "true", "false"}},
 		test:  "TestRowLevelSecurityRecipe",
 	},
 	{
 		name: "the idle timeout outlives its transaction", breaks: neutral,
-		edits: []edit{{statements, "        coalesce($3::text, current_setting('idle_in_transaction_session_timeout')),\n        true\n", "        coalesce($3::text, current_setting('idle_in_transaction_session_timeout')),\n        false\n"}},
+		edits: []edit{{query + "KeyTryLock", "current_setting('idle_in_transaction_session_timeout')),\n        true", "current_setting('idle_in_transaction_session_timeout')),\n        false"}},
 		test:  "TestIdleTimeoutEndsWithTheTransaction",
 	},
 	{
@@ -490,8 +496,12 @@ var table = []mutant{
 	// Leases and clocks.
 	{
 		name: "a lease is taken over, whatever it became", breaks: fenced,
-		edits: []edit{{statements, "    AND claim_id = $6::uuid\n    AND status = $7::smallint\n    AND locked_until IS NOT DISTINCT FROM $8::timestamptz\n", "    AND ($6::uuid, $7::smallint, $8::timestamptz) IS NOT NULL IS NOT NULL\n"}},
-		test:  "TestTakeoverComparesTheRow",
+		edits: []edit{
+			{query + "KeyReclaim", "claim_id = @seen_claim_id::uuid", "@seen_claim_id::uuid IS NOT NULL"},
+			{query + "KeyReclaim", "status = @seen_status::smallint", "@seen_status::smallint IS NOT NULL"},
+			{query + "KeyReclaim", "locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz", "sqlc.narg('seen_locked_until')::timestamptz IS NULL IS NOT NULL"},
+		},
+		test: "TestTakeoverComparesTheRow",
 	},
 	{
 		name: "a lease that ends now is still held", breaks: unstuck,
@@ -525,12 +535,12 @@ var table = []mutant{
 	},
 	{
 		name: "a look at the time the transaction began", breaks: retention,
-		edits: []edit{{statements, "    unfinished,\n    statement_timestamp()::timestamptz AS read_at\nFROM idempotency_keys\n", "    unfinished,\n    now()::timestamptz AS read_at\nFROM idempotency_keys\n"}},
+		edits: []edit{{query + "KeyGet", "statement_timestamp()::timestamptz AS read_at", "now()::timestamptz AS read_at"}},
 		test:  "TestTimeOfALongTransaction",
 	},
 	{
 		name: "the TTL counts from the transaction's begin", breaks: retention,
-		edits: []edit{{statements, "expires_at = statement_timestamp() + $3::interval", "expires_at = now() + $3::interval"}},
+		edits: []edit{{query + "KeyComplete", "statement_timestamp() + @ttl", "now() + @ttl"}},
 		test:  "TestTimeOfALongTransaction",
 	},
 	{
@@ -548,32 +558,32 @@ var table = []mutant{
 	{
 		name: "the sweep deletes what is in progress", breaks: retention,
 		edits: []edit{
-			{statements, "    WHERE status = 2\n        AND expires_at < statement_timestamp()\n    ORDER BY", "    WHERE coalesce(expires_at, locked_until) < statement_timestamp()\n    ORDER BY"},
-			{statements, "    AND k.status = 2\n    AND k.expires_at < statement_timestamp()\n", ""},
+			{query + "KeyDeleteExpired", "    WHERE status = 2\n        AND expires_at < ", "    WHERE coalesce(expires_at, locked_until) < "},
+			{query + "KeyDeleteExpired", "    AND k.status = 2\n    AND k.expires_at < statement_timestamp()", ""},
 		},
 		test: "TestStoreContract/delete expired keeps live answers and keys in progress",
 	},
 	{
 		name: "the sweep deletes live answers", breaks: retention,
 		edits: []edit{
-			{statements, "        AND expires_at < statement_timestamp()\n    ORDER BY", "        AND expires_at > '-infinity'\n    ORDER BY"},
-			{statements, "    AND k.status = 2\n    AND k.expires_at < statement_timestamp()\n", ""},
+			{query + "KeyDeleteExpired", "AND expires_at < statement_timestamp()", "AND expires_at > '-infinity'"},
+			{query + "KeyDeleteExpired", "AND k.expires_at < statement_timestamp()", ""},
 		},
 		test: "TestStoreContract/delete expired keeps live answers and keys in progress",
 	},
 	{
 		name: "the sweep takes everything at once", breaks: bounded,
-		edits: []edit{{statements, "    LIMIT $1\n", "    LIMIT 1000 * $1::bigint\n"}},
+		edits: []edit{{query + "KeyDeleteExpired", "LIMIT @max_rows", "LIMIT 1000 * @max_rows::integer"}},
 		test:  "TestStoreContract/delete expired takes the oldest first and honours its limit",
 	},
 	{
 		name: "the sweep takes the youngest first", breaks: retention,
-		edits: []edit{{statements, "    ORDER BY expires_at\n    LIMIT", "    ORDER BY expires_at DESC\n    LIMIT"}},
+		edits: []edit{{query + "KeyDeleteExpired", "ORDER BY expires_at", "ORDER BY expires_at DESC"}},
 		test:  "TestStoreContract/delete expired takes the oldest first and honours its limit",
 	},
 	{
 		name: "the sweep waits for a row that is claimed again", breaks: bounded,
-		edits: []edit{{statements, "    FOR UPDATE\n    SKIP LOCKED\n", "    FOR UPDATE\n"}},
+		edits: []edit{{query + "KeyDeleteExpired", "SKIP LOCKED", ""}},
 		test:  "TestSweepLeavesLockedRowsAlone",
 	},
 
