@@ -24,7 +24,13 @@ SELECT
         CASE WHEN set_config('samecommit.lock_timeout', current_setting('lock_timeout'), true) IS NOT NULL
             THEN $2::text END,
         true
-    ) AS lock_timeout
+    ) AS lock_timeout,
+    set_config(
+        'enable_seqscan',
+        CASE WHEN set_config('samecommit.enable_seqscan', current_setting('enable_seqscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_seqscan
 `
 
 type KeyBeginManyParams struct {
@@ -34,8 +40,9 @@ type KeyBeginManyParams struct {
 
 // Goes before KeyClaimMany in one savepoint. The claim id is left with the
 // transaction and, like the rows, given up with a savepoint: so that KeyGetMany
-// knows the batch's own keys. The inner set_config keeps the lock_timeout for
-// KeyClaimedMany, before the outer one replaces it.
+// knows the batch's own keys. An inner set_config keeps a setting for
+// KeyClaimedMany, before the outer one replaces it. enable_seqscan is as in
+// PlanByIndex.
 func (q *Queries) KeyBeginMany(ctx context.Context, db DBTX, arg *KeyBeginManyParams) error {
 	_, err := db.Exec(ctx, keyBeginMany, arg.ClaimID, arg.LockTimeout)
 	return err
@@ -182,7 +189,9 @@ func (q *Queries) KeyClaimMany(ctx context.Context, db DBTX, arg *KeyClaimManyPa
 }
 
 const keyClaimedMany = `-- name: KeyClaimedMany :exec
-SELECT set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true)
+SELECT
+    set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true) AS lock_timeout,
+    set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true) AS enable_seqscan
 `
 
 func (q *Queries) KeyClaimedMany(ctx context.Context, db DBTX) error {

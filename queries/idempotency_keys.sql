@@ -343,8 +343,9 @@ FROM deleted;
 -- name: KeyBeginMany :exec
 -- Goes before KeyClaimMany in one savepoint. The claim id is left with the
 -- transaction and, like the rows, given up with a savepoint: so that KeyGetMany
--- knows the batch's own keys. The inner set_config keeps the lock_timeout for
--- KeyClaimedMany, before the outer one replaces it.
+-- knows the batch's own keys. An inner set_config keeps a setting for
+-- KeyClaimedMany, before the outer one replaces it. enable_seqscan is as in
+-- PlanByIndex.
 SELECT
     set_config(
         'samecommit.claim_ids',
@@ -356,7 +357,13 @@ SELECT
         CASE WHEN set_config('samecommit.lock_timeout', current_setting('lock_timeout'), true) IS NOT NULL
             THEN @lock_timeout::text END,
         true
-    ) AS lock_timeout;
+    ) AS lock_timeout,
+    set_config(
+        'enable_seqscan',
+        CASE WHEN set_config('samecommit.enable_seqscan', current_setting('enable_seqscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_seqscan;
 
 -- name: KeyClaimMany :execrows
 -- KeyClaim for many keys under one claim id, in ascending order: with ON
@@ -408,7 +415,9 @@ ORDER BY wanted.place
 ON CONFLICT (scope, id) DO NOTHING;
 
 -- name: KeyClaimedMany :exec
-SELECT set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true);
+SELECT
+    set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true) AS lock_timeout,
+    set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true) AS enable_seqscan;
 
 -- name: KeyGetMany :many
 -- place counts from 1. own is as in KeyIsOwn. Each key is looked up by itself:

@@ -120,13 +120,13 @@ func TestBatchFlights(t *testing.T) {
 					name, size, flights, len(statements), wantFlights, wantStatements, strings.Join(statements, "\n"))
 			}
 		}
-		run("fresh", idempotency.New, 2, 6)
+		run("fresh", idempotency.New, 2, 8)
 		b.expire(t, all)
-		run("expired", idempotency.New, 5, 9)
+		run("expired", idempotency.New, 5, 17)
 		if _, err := b.runBatch(t.Context(), all); err != nil {
 			t.Fatal(err)
 		}
-		run("replay", idempotency.Completed, 2, 6)
+		run("replay", idempotency.Completed, 2, 8)
 	}
 }
 

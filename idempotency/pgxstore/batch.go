@@ -107,7 +107,7 @@ func (b *batch) insert(ctx context.Context, wanted []int) (inserted int64, err e
 	_ = queries.KeyBeginMany(ctx, txhelper.Queue(flight, nil), &db.KeyBeginManyParams{
 		ClaimID: uuid(b.claimID), LockTimeout: fmt.Sprintf("%dms", batchLockTimeout.Milliseconds()),
 	})
-	b.store.queueByIndex(ctx, flight, func(q txhelper.Querier) (err error) {
+	txhelper.QueueStep(flight, func(q txhelper.Querier) (err error) {
 		inserted, err = queries.KeyClaimMany(ctx, q, &db.KeyClaimManyParams{
 			ClaimID: uuid(b.claimID), Scopes: columns.scopes, IDs: columns.ids,
 			Fingerprints: columns.fingerprints, LockIDs: columns.lockIDs, Hints: b.hints,

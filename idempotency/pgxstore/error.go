@@ -186,12 +186,15 @@ func explainSchema(doing string, err error) error {
 
 // checkEncoding refuses a connection on which the server would translate a key: it
 // would be another key there than on a connection that sends UTF-8.
-func checkEncoding(tx pgx.Tx) error {
-	conn := tx.Conn()
+func checkEncoding(conn *pgx.Conn) error {
 	if conn == nil {
 		return nil
 	}
-	switch encoding := conn.PgConn().ParameterStatus("client_encoding"); encoding {
+	return checkEncodingOf(conn.PgConn())
+}
+
+func checkEncodingOf(conn *pgconn.PgConn) error {
+	switch encoding := conn.ParameterStatus("client_encoding"); encoding {
 	case "", "UTF8", "SQL_ASCII":
 		return nil
 	default:

@@ -70,7 +70,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		transaction.Rollback(ctx)
 		return r.try(ctx, fn)
 	}
-	if err := checkEncoding(transaction.Tx()); err != nil {
+	if err := checkEncoding(transaction.Tx().Conn()); err != nil {
 		return nil, false, err
 	}
 	if lock.Temporary {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/db"
@@ -211,10 +212,33 @@ func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Co
 // once. Inside a caller's transaction a failure must not abort that, so there it
 // is a savepoint.
 func (s *Store) statement(ctx context.Context, fn func(q txhelper.Querier) error) error {
-	if tx, ok := s.db.(pgx.Tx); ok {
-		return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return fn(s.querier(tx)) })
+	switch db := s.db.(type) {
+	case pgx.Tx:
+		if err := checkEncoding(db.Conn()); err != nil {
+			return err
+		}
+		return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error { return fn(s.querier(tx)) })
+	case acquirer:
+		conn, err := db.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release()
+		if err := checkEncoding(conn.Conn()); err != nil {
+			return err
+		}
+		return fn(s.querier(conn))
+	case interface{ PgConn() *pgconn.PgConn }: // a *pgx.Conn
+		if err := checkEncodingOf(db.PgConn()); err != nil {
+			return err
+		}
 	}
 	return fn(s.querier(s.db))
+}
+
+// acquirer is a pool.
+type acquirer interface {
+	Acquire(ctx context.Context) (*pgxpool.Conn, error)
 }
 
 // longestIdleTimeout is the longest that PostgreSQL accepts, about 24.8 days.
@@ -237,8 +261,6 @@ func idleSetting(timeout time.Duration) *string {
 // canReconnect reports whether the store can open another connection after one
 // was lost.
 func (s *Store) canReconnect() bool {
-	_, ok := s.db.(interface {
-		Acquire(ctx context.Context) (*pgxpool.Conn, error)
-	})
+	_, ok := s.db.(acquirer)
 	return ok
 }

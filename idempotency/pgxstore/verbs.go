@@ -67,7 +67,7 @@ func (v *verbs) check() error {
 	if v.tx == nil {
 		return &idempotency.ParamError{Field: "tx", Reason: "is nil; pass an open pgx.Tx"}
 	}
-	return checkEncoding(v.tx)
+	return checkEncoding(v.tx.Conn())
 }
 
 // maxClaimRounds bounds how often claim looks again after a row changed under
