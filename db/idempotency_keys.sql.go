@@ -1098,7 +1098,9 @@ func (q *Queries) KeyTryLock(ctx context.Context, db DBTX, arg *KeyTryLockParams
 }
 
 const planAsBefore = `-- name: PlanAsBefore :exec
-SELECT set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true)
+SELECT
+    set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true) AS enable_seqscan,
+    set_config('enable_bitmapscan', current_setting('samecommit.enable_bitmapscan'), true) AS enable_bitmapscan
 `
 
 func (q *Queries) PlanAsBefore(ctx context.Context, db DBTX) error {
@@ -1107,18 +1109,25 @@ func (q *Queries) PlanAsBefore(ctx context.Context, db DBTX) error {
 }
 
 const planByIndex = `-- name: PlanByIndex :exec
-SELECT set_config(
-    'enable_seqscan',
-    CASE WHEN set_config('samecommit.enable_seqscan', current_setting('enable_seqscan'), true) IS NOT NULL
-        THEN 'off' END,
-    true
-)
+SELECT
+    set_config(
+        'enable_seqscan',
+        CASE WHEN set_config('samecommit.enable_seqscan', current_setting('enable_seqscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_seqscan,
+    set_config(
+        'enable_bitmapscan',
+        CASE WHEN set_config('samecommit.enable_bitmapscan', current_setting('enable_bitmapscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_bitmapscan
 `
 
 // Goes before a statement about many rows, in one flight. Its plan, made while
 // the table was small, may be kept while the table grows: one that reads the
-// whole table is therefore never made. PlanAsBefore follows, for the statements
-// of the caller's own.
+// whole table is therefore never made, nor one that reads and sorts all that has
+// expired. PlanAsBefore follows, for the statements of the caller's own.
 func (q *Queries) PlanByIndex(ctx context.Context, db DBTX) error {
 	_, err := db.Exec(ctx, planByIndex)
 	return err

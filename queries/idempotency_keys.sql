@@ -299,17 +299,26 @@ SELECT (
 -- name: PlanByIndex :exec
 -- Goes before a statement about many rows, in one flight. Its plan, made while
 -- the table was small, may be kept while the table grows: one that reads the
--- whole table is therefore never made. PlanAsBefore follows, for the statements
--- of the caller's own.
-SELECT set_config(
-    'enable_seqscan',
-    CASE WHEN set_config('samecommit.enable_seqscan', current_setting('enable_seqscan'), true) IS NOT NULL
-        THEN 'off' END,
-    true
-);
+-- whole table is therefore never made, nor one that reads and sorts all that has
+-- expired. PlanAsBefore follows, for the statements of the caller's own.
+SELECT
+    set_config(
+        'enable_seqscan',
+        CASE WHEN set_config('samecommit.enable_seqscan', current_setting('enable_seqscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_seqscan,
+    set_config(
+        'enable_bitmapscan',
+        CASE WHEN set_config('samecommit.enable_bitmapscan', current_setting('enable_bitmapscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_bitmapscan;
 
 -- name: PlanAsBefore :exec
-SELECT set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true);
+SELECT
+    set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true) AS enable_seqscan,
+    set_config('enable_bitmapscan', current_setting('samecommit.enable_bitmapscan'), true) AS enable_bitmapscan;
 
 -- name: KeyDeleteExpired :one
 -- SKIP LOCKED: a row that somebody is claiming again is not waited for. By ctid:
