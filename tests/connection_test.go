@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
@@ -172,4 +173,18 @@ func TestNestedCallOfAnotherClientOnAWrappedTransaction(t *testing.T) {
 		t.Errorf("%v after %d runs, want ErrNested after 1", err, runs)
 	}
 	b.wantNothing(t, "k")
+}
+
+func TestStoreWithoutADatabase(t *testing.T) {
+	t.Parallel()
+	var pool *pgxpool.Pool
+	b := openBench(t, pool, nil, nil)
+	_, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k"))
+	wantParamError(t, err, "database")
+	_, err = b.client.Get(t.Context(), params("k").Key)
+	wantParamError(t, err, "database")
+	_, err = b.store.Begin(t.Context(), leased("k", time.Minute))
+	wantParamError(t, err, "database")
+	_, err = b.client.DeleteExpired(t.Context(), 0)
+	wantParamError(t, err, "database")
 }

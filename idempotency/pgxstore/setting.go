@@ -43,6 +43,9 @@ func explainSetting(name string, err error) error {
 // open begins a transaction with the settings, in one flight with what first
 // queues.
 func (s *Store) open(ctx context.Context, options *txhelper.Options, first func(batch *pgx.Batch)) (*txhelper.Transaction, error) {
+	if _, ok := s.db.(missingDB); ok {
+		return nil, errMissingDB
+	}
 	queue, err := s.settingsOf(ctx)
 	if err != nil {
 		return nil, err

@@ -97,7 +97,7 @@ func New(database DB, config *Config) *Store {
 		config = &Config{}
 	}
 	store := &Store{
-		db:      database,
+		db:      orMissing(database),
 		queries: db.New(),
 		options: txhelper.Options{
 			TxOptions:     config.TxOptions,
