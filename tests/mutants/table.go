@@ -9,6 +9,8 @@ const (
 	batchFile  = "idempotency/pgxstore/batch.go"
 	recordFile = "idempotency/pgxstore/record.go"
 	storeFile  = "idempotency/pgxstore/store.go"
+	sweepFile  = "idempotency/pgxstore/sweep.go"
+	errorFile  = "idempotency/pgxstore/error.go"
 	gateFile   = "idempotency/gate.go"
 	txFile     = "txhelper/transaction.go"
 )
@@ -70,7 +72,7 @@ var table = []mutant{
 	{
 		name: "an abandoned row is known by its claim id alone", breaks: once,
 		edits: []edit{
-			{query + "KeyReplaceCompleted", "k.status = @seen_status::smallint", "@seen_status::smallint IS NOT NULL"},
+			{query + "KeyReplaceCompleted", "k.expires_at IS NOT DISTINCT FROM sqlc.narg('seen_expires_at')::timestamptz", "sqlc.narg('seen_expires_at')::timestamptz IS NULL IS NOT NULL"},
 			{query + "KeyReplaceCompleted", "k.locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz", "sqlc.narg('seen_locked_until')::timestamptz IS NULL IS NOT NULL"},
 		},
 		test: "TestUniqueIndexDecidesWithoutTheLock/a zombie's completion under the same claim id",
@@ -96,6 +98,97 @@ var table = []mutant{
 		test:  "TestReadOnlyTransaction",
 	},
 
+	{
+		name: "a row that a trigger suppressed counts as written", breaks: together,
+		edits: []edit{{query + "KeyInsertCompleted", "CASE count(*) WHEN 1 THEN", "CASE count(*) IS NOT NULL WHEN true THEN"}},
+		test:  "TestRowThatIsNotWrittenCommitsNothing",
+	},
+	{
+		name: "a replaced row that a trigger suppressed counts as written", breaks: together,
+		edits: []edit{{query + "KeyReplaceCompleted", "CASE count(*) WHEN 1 THEN", "CASE count(*) IS NOT NULL WHEN true THEN"}},
+		test:  "TestRowThatIsNotWrittenCommitsNothing",
+	},
+	{
+		name: "the answer goes to whatever table is found", breaks: once,
+		edits: []edit{{query + "KeyInsertCompleted", "concat(@claim_id::uuid, ':', 'idempotency_keys'::regclass::oid, ':')", "concat(@claim_id::uuid, ':')"}},
+		test:  "TestFunctionThatHidesTheTable",
+	},
+	{
+		name: "keys are kept in a temporary table", breaks: once,
+		edits: []edit{{query + "KeyTryLock", "WHEN pg_my_temp_schema() = 0 THEN", "WHEN pg_my_temp_schema() >= 0 THEN"}},
+		test:  "TestTemporaryTableInFrontOfTheTable",
+	},
+	{
+		name: "an immediate guard looks like an ended transaction", breaks: honest,
+		edits: []edit{{errorFile, "TxStatus() == 'E'", "TxStatus() == 'T'"}},
+		test:  "TestConstraintsMadeImmediate",
+	},
+	{
+		name: "an open completion of a lease takes no hint", breaks: bounded,
+		edits: []edit{{query + "KeyComplete", "pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) IS NOT NULL", "@lock_id::bigint IS NOT NULL"}},
+		test:  "TestLeasedCompletionThatIsStillOpen",
+	},
+	{
+		name: "a nested call through another client runs", breaks: honest,
+		edits: []edit{{query + "KeyClaim", "concat(':', @lock_id::bigint, ';')) > 0", "concat(':', @lock_id::bigint, ';')) < 0"}},
+		test:  "TestNestedCallOfAnotherClientOnAWrappedTransaction",
+	},
+	{
+		name: "the server's default isolation is not asked for", breaks: everywhere,
+		edits: []edit{{runFile, "if lookInside && lock.Serializable &&", "if lookInside && lock.ReadOnly && lock.Serializable &&"}},
+		test:  "TestServerWhoseDefaultIsSerializable",
+	},
+	{
+		name: "keys may be translated", breaks: once,
+		edits: []edit{{errorFile, `case "", "UTF8", "SQL_ASCII":`, `case "", "UTF8", "SQL_ASCII", "LATIN1":`}},
+		test:  "TestConnectionThatTranslatesKeys",
+	},
+	{
+		name: "a refused row comes out in the error", breaks: secret,
+		edits: []edit{{errorFile, `bare.Detail, bare.Where, bare.InternalQuery = "", "", ""`, `bare.Where, bare.InternalQuery = "", ""`}},
+		test:  "TestErrorOfARefusedRowHoldsNoRow",
+	},
+	{
+		name: "a batch may read the whole table to claim", breaks: bounded,
+		edits: []edit{{query + "KeyBeginMany", "THEN 'off' END", "THEN 'on' END"}, {query + "KeyClaimMany", "WHEN (SELECT true FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN", "WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN"}},
+		test:  "TestNoStatementReadsTheWholeTable/force_generic_plan, narrow",
+	},
+	{
+		name: "a statement about many rows may read the whole table", breaks: bounded,
+		edits: []edit{{query + "PlanByIndex", "current_setting('enable_seqscan'), true) IS NOT NULL\n            THEN 'off' END", "current_setting('enable_seqscan'), true) IS NOT NULL\n            THEN 'on' END"}},
+		test:  "TestNoStatementReadsTheWholeTable/force_generic_plan, narrow",
+	},
+	{
+		name: "a sweep may sort all that has expired", breaks: bounded,
+		edits: []edit{{query + "PlanByIndex", "current_setting('enable_bitmapscan'), true) IS NOT NULL\n            THEN 'off' END", "current_setting('enable_bitmapscan'), true) IS NOT NULL\n            THEN 'on' END"}},
+		test:  "TestSweepReadsEachRowOnce",
+	},
+	{
+		name: "a sweep leaves its settings with the caller's transaction", breaks: neutral,
+		edits: []edit{{query + "PlanAsBefore", "set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true)", "set_config('enable_seqscan', current_setting('enable_seqscan'), true)"}},
+		test:  "TestBatchBesideALargeOne",
+	},
+	{
+		name: "a sweep walks over what it has deleted", breaks: bounded,
+		edits: []edit{{sweepFile, "s.sweep.end(until)", "s.sweep.end(time.Time{})"}},
+		test:  "TestSweepReadsEachRowOnce",
+	},
+	{
+		name: "a sweep does not come back for what it left", breaks: retention,
+		edits: []edit{{sweepFile, "older, _, err := s.deleteExpired(ctx, time.Time{}, limit-deleted)", "older := 0"}},
+		test:  "TestSweepComesBackForWhatItLeft",
+	},
+	{
+		name: "a row may be in two states", breaks: everywhere,
+		edits: []edit{{schema, "num_nonnulls(expires_at, locked_until, unfinished) = 1", "num_nonnulls(expires_at, locked_until, unfinished) >= 1"}},
+		test:  "TestSchemaRefuses",
+	},
+	{
+		name: "a lease or an answer may never end", breaks: everywhere,
+		edits: []edit{{schema, "CHECK (isfinite(VALUE))", "CHECK (isfinite(VALUE) IS NOT NULL OR VALUE IS NULL)"}},
+		test:  "TestSchemaRefuses",
+	},
+
 	// The key and the request.
 	{
 		name: "the scope is left out of the look", breaks: apart,
@@ -112,7 +205,7 @@ var table = []mutant{
 	},
 	{
 		name: "the scope is left out of the lock", breaks: apart,
-		edits: []edit{{"idempotency/pgxstore/lock.go", `{"idempotency_keys", key.Scope, key.ID}`, `{"idempotency_keys", key.ID}`}},
+		edits: []edit{{"idempotency/key.go", "appendParts(buf[:0], k.Scope, k.ID)", "appendParts(buf[:0], k.ID)"}},
 		test:  "TestAnotherScopesKeyIsNeverVisible",
 	},
 	{
@@ -164,7 +257,7 @@ var table = []mutant{
 	},
 	{
 		name: "completion of what is completed", breaks: faithful,
-		edits: []edit{{query + "KeyComplete", "AND status = 1", ""}},
+		edits: []edit{{query + "KeyComplete", "AND expires_at IS NULL", ""}},
 		test:  "TestStoreContract/completing twice is an error and keeps the first answer",
 	},
 	{
@@ -174,12 +267,12 @@ var table = []mutant{
 	},
 	{
 		name: "the mark outlives its transaction", breaks: together,
-		edits: []edit{{query + "KeyTryLock", "@claim_id::uuid),\n        true", "@claim_id::uuid),\n        false"}},
+		edits: []edit{{query + "KeyTryLock", "';'\n        ),\n        true", "';'\n        ),\n        false"}},
 		test:  "TestEndingTheTransactionInsideDo",
 	},
 	{
 		name: "an inner Do takes the outer one's mark", breaks: together,
-		edits: []edit{{query + "KeyTryLock", "concat(current_setting('samecommit.claim_ids', true), ", "concat("}},
+		edits: []edit{{query + "KeyTryLock", "            current_setting('samecommit.claim_ids', true),\n", ""}},
 		test:  "TestStoreInsideATransactionThatRollsBack",
 	},
 	{
@@ -196,14 +289,13 @@ var table = []mutant{
 	// Commit.
 	{
 		name: "acknowledged, though the commit failed", breaks: keeps,
-		edits: []edit{{runFile, "\tcase err == nil:\n\t\trecord, err := completed.record()", "\tcase insertErr == nil:\n\t\trecord, err := completed.record()"}},
+		edits: []edit{{runFile, "\tcase err == nil:\n\t\treturn &idempotency.Outcome", "\tcase insertErr == nil:\n\t\treturn &idempotency.Outcome"}},
 		test:  "TestDeferredConstraintFailsTheCommit",
 	},
 	{
 		name: "a constraint of the caller's looks like a lost race", breaks: honest,
 		edits: []edit{
-			{runFile, "\tcase insertErr == nil || !errors.Is(err, insertErr):\n\t\treturn r.afterFailure(ctx, err)\n\t}\n", "\t}\n"},
-			{runFile, "switch state := sqlState(insertErr); {", "switch state := sqlState(err); {"},
+			{runFile, "\tcase insertErr == nil:\n\t\treturn r.afterFailure(ctx, err) // of the commit itself\n", ""},
 		},
 		test: "TestDeferredConstraintFailsTheCommit",
 	},
@@ -285,7 +377,7 @@ var table = []mutant{
 	{
 		name: "no rollback after a panic", breaks: neutral,
 		edits: []edit{
-			{runFile, "\tdefer transaction.Rollback(ctx)\n\n\tif outcome", "\tdone := true\n\tdefer func() {\n\t\tif done {\n\t\t\ttransaction.Rollback(ctx)\n\t\t}\n\t}()\n\n\tif outcome"},
+			{runFile, "\tdefer transaction.Rollback(ctx)\n\n\tif lookInside", "\tdone := true\n\tdefer func() {\n\t\tif done {\n\t\t\ttransaction.Rollback(ctx)\n\t\t}\n\t}()\n\n\tif lookInside"},
 			{runFile, "\tresponse, err := fn(ctx, ownedTx{transaction.Tx(), r.params.Key})\n", "\tdone = false\n\tresponse, err := fn(ctx, ownedTx{transaction.Tx(), r.params.Key})\n\tdone = true\n"},
 		},
 		test: "TestGoexitAndPanicFreeTheKey",
@@ -447,7 +539,7 @@ var table = []mutant{
 	},
 	{
 		name: "a replayed batch takes locks", breaks: bounded,
-		edits: []edit{{query + "KeyClaimMany", "WHEN EXISTS", "WHEN false AND EXISTS"}},
+		edits: []edit{{query + "KeyClaimMany", "WHEN (SELECT true", "WHEN (SELECT false"}},
 		test:  "TestBatchReplayWritesNothing",
 	},
 
@@ -464,12 +556,12 @@ var table = []mutant{
 	},
 	{
 		name: "no idle timeout", breaks: unstuck,
-		edits: []edit{{storeFile, "\tif s.idleTimeout < 0 {\n", "\tif s.idleTimeout != 0 {\n"}},
+		edits: []edit{{storeFile, "\tif timeout < 0 {\n", "\tif timeout > -2 {\n"}},
 		test:  "TestIdleTimeoutEndsWithTheTransaction",
 	},
 	{
 		name: "the sweep is sent without settings", breaks: apart,
-		edits: []edit{{storeFile, "s.queries.KeyDeleteExpired(ctx, s.querier(s.db),", "s.queries.KeyDeleteExpired(ctx, s.db,"}},
+		edits: []edit{{sweepFile, "\tqueue(batch)\n", "\tqueue(&pgx.Batch{})\n"}},
 		test:  "TestSweepUnderRowLevelSecurity",
 	},
 	{
@@ -498,7 +590,7 @@ var table = []mutant{
 		name: "a lease is taken over, whatever it became", breaks: fenced,
 		edits: []edit{
 			{query + "KeyReclaim", "claim_id = @seen_claim_id::uuid", "@seen_claim_id::uuid IS NOT NULL"},
-			{query + "KeyReclaim", "status = @seen_status::smallint", "@seen_status::smallint IS NOT NULL"},
+			{query + "KeyReclaim", "expires_at IS NOT DISTINCT FROM sqlc.narg('seen_expires_at')::timestamptz", "sqlc.narg('seen_expires_at')::timestamptz IS NULL IS NOT NULL"},
 			{query + "KeyReclaim", "locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz", "sqlc.narg('seen_locked_until')::timestamptz IS NULL IS NOT NULL"},
 		},
 		test: "TestTakeoverComparesTheRow",
@@ -515,7 +607,7 @@ var table = []mutant{
 	},
 	{
 		name: "an unfinished key reads as free", breaks: honest,
-		edits: []edit{{recordFile, "return r != nil && r.Status == statusInProgress && r.LockedUntil == nil", "return r != nil && r.Status != statusInProgress && r.LockedUntil == nil && r.ExpiresAt == nil"}},
+		edits: []edit{{recordFile, "return r != nil && r.Unfinished != nil", "return r != nil && r.Unfinished != nil && r.ExpiresAt != nil"}},
 		test:  contract + "an own key begun again is nested",
 	},
 	{
@@ -552,22 +644,22 @@ var table = []mutant{
 	// Expiry and the sweep.
 	{
 		name: "an expired answer replays", breaks: retention,
-		edits: []edit{{recordFile, "r.Status == statusCompleted && r.ExpiresAt.After(r.ReadAt)", "r.Status == statusCompleted && r.ExpiresAt != nil"}},
+		edits: []edit{{recordFile, "return r.completed() && r.ExpiresAt.After(r.ReadAt)", "return r.completed()"}},
 		test:  "TestTimeOfALongTransaction",
 	},
 	{
 		name: "the sweep deletes what is in progress", breaks: retention,
 		edits: []edit{
-			{query + "KeyDeleteExpired", "    WHERE status = 2\n        AND expires_at < ", "    WHERE coalesce(expires_at, locked_until) < "},
-			{query + "KeyDeleteExpired", "    AND k.status = 2\n    AND k.expires_at < statement_timestamp()", ""},
+			{query + "KeyDeleteExpired", "WHERE k.expires_at < statement_timestamp()\n            AND k.expires_at >= ", "WHERE coalesce(k.expires_at, k.locked_until) < statement_timestamp()\n            AND coalesce(k.expires_at, k.locked_until) >= "},
+			{query + "KeyDeleteExpired", "        AND expires_at < statement_timestamp()\n", ""},
 		},
 		test: "TestStoreContract/delete expired keeps live answers and keys in progress",
 	},
 	{
 		name: "the sweep deletes live answers", breaks: retention,
 		edits: []edit{
-			{query + "KeyDeleteExpired", "AND expires_at < statement_timestamp()", "AND expires_at > '-infinity'"},
-			{query + "KeyDeleteExpired", "AND k.expires_at < statement_timestamp()", ""},
+			{query + "KeyDeleteExpired", "WHERE k.expires_at < statement_timestamp()", "WHERE k.expires_at > '-infinity'"},
+			{query + "KeyDeleteExpired", "        AND expires_at < statement_timestamp()\n", ""},
 		},
 		test: "TestStoreContract/delete expired keeps live answers and keys in progress",
 	},
@@ -578,7 +670,7 @@ var table = []mutant{
 	},
 	{
 		name: "the sweep takes the youngest first", breaks: retention,
-		edits: []edit{{query + "KeyDeleteExpired", "ORDER BY expires_at", "ORDER BY expires_at DESC"}},
+		edits: []edit{{query + "KeyDeleteExpired", "ORDER BY k.expires_at", "ORDER BY k.expires_at DESC"}},
 		test:  "TestStoreContract/delete expired takes the oldest first and honours its limit",
 	},
 	{
@@ -595,7 +687,7 @@ var table = []mutant{
 	},
 	{
 		name: "keys in the collation of the database", breaks: once,
-		edits: []edit{{schema, `    id text COLLATE "C" NOT NULL,`, `    id text NOT NULL,`}},
+		edits: []edit{{schema, `idempotency_name AS text COLLATE "C"`, `idempotency_name AS text`}},
 		test:  "TestSchemaSurvivesCrashesAndUpgrades",
 	},
 	{
