@@ -22,7 +22,8 @@ type BatchVerbs interface {
 	BeginMany(ctx context.Context, params []*BeginParams) ([]BeginResult, error)
 	// CompleteMany is Complete for claims that one BeginMany returned, with the
 	// response to each, and returns the record of each. Where any claim is not
-	// held it is ErrClaimLost, and the transaction cannot commit any more.
+	// held it is ErrClaimLost, where one is refused it is as for Complete, and
+	// the transaction cannot commit any more.
 	CompleteMany(ctx context.Context, claims []*Claim, responses []*Response) ([]*Record, error)
 }
 

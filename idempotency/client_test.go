@@ -35,6 +35,7 @@ func TestNewClientRefusesWhatCannotWork(t *testing.T) {
 		field  string
 	}{
 		"negative TTL":   {idempotency.Config{TTL: -1}, "Config.TTL"},
+		"TTL too short":  {idempotency.Config{TTL: time.Microsecond - 1}, "Config.TTL"},
 		"negative wait":  {idempotency.Config{Wait: -2}, "Config.Wait"},
 		"negative size":  {idempotency.Config{MaxResponseSize: -1}, "Config.MaxResponseSize"},
 		"zero kind":      {idempotency.Config{FinalErrors: []idempotency.FinalKind{{}}}, "Config.FinalErrors[0]"},

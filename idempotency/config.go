@@ -15,8 +15,8 @@ const (
 
 // Config configures a Client. The zero value means all defaults.
 type Config struct {
-	// TTL is how long an answer replays where Params.TTL is zero.
-	// Defaults to 24 hours.
+	// TTL is how long an answer replays where Params.TTL is zero, which says how
+	// long it should be. At least a microsecond. Defaults to 24 hours.
 	TTL time.Duration
 	// Wait is how long Do waits for another holder of the key where Params.Wait
 	// is zero. Defaults to 2 seconds; NoWait fails at once.
@@ -43,11 +43,11 @@ func (c *Config) withDefaults() (Config, error) {
 	if c != nil {
 		config = *c
 	}
-	if config.TTL < 0 {
-		return config, &ParamError{Field: "Config.TTL", Reason: "is negative"}
-	}
 	if config.TTL == 0 {
 		config.TTL = DefaultTTL
+	}
+	if err := validateTTL("Config.TTL", config.TTL); err != nil {
+		return config, err
 	}
 	if err := validateWait("Config.Wait", config.Wait); err != nil {
 		return config, err

@@ -83,7 +83,8 @@ type Claim struct {
 	// Attempt is 1 for a key's first claim and grows when a lease that ended
 	// without completion is taken over.
 	Attempt int
-	// TTL is how long the answer will replay once completed.
+	// TTL is how long the answer will replay once completed. At least a
+	// microsecond.
 	TTL time.Duration
 	// LockedUntil is the end of the lease by the store's clock. It is zero for a
 	// claim inside a transaction, which ends with the transaction.
@@ -92,6 +93,28 @@ type Claim struct {
 	// monotonic clock. It was started before the claim was sent, so it is never
 	// later than LockedUntil. It is zero for a claim inside a transaction.
 	Deadline time.Time
+}
+
+// Validate returns a *KeyError that is ErrNotClaimed for a claim that no Begin
+// returned. Stores call it in Extend and Release before anything else.
+func (c *Claim) Validate() error {
+	if c == nil {
+		return &KeyError{Err: ErrNotClaimed}
+	}
+	if c.ID == (ClaimID{}) {
+		return &KeyError{Key: c.Key, Err: ErrNotClaimed}
+	}
+	return nil
+}
+
+// ValidateComplete is Validate for Complete, and returns a *ParamError for a
+// claim without a TTL, whose answer would never replay. Who carries a claim to
+// another process carries its TTL too.
+func (c *Claim) ValidateComplete() error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	return validateTTL("Claim.TTL", c.TTL)
 }
 
 // LogValue returns, for slog, the hash of the key and the attempt.

@@ -40,8 +40,8 @@ func (c *TxClient) Begin(ctx context.Context, params Params) (outcome *Outcome, 
 }
 
 // Complete records the response as part of the transaction. A claim that is not
-// held is ErrClaimLost, or ErrNotClaimed where it came from no Begin, and the
-// transaction cannot commit any more.
+// held is ErrClaimLost, one that came from no Begin is ErrNotClaimed, and one
+// without a TTL is a *ParamError; the transaction cannot commit any more.
 func (c *TxClient) Complete(ctx context.Context, claim *Claim, response *Response) (record *Record, err error) {
 	if err := response.validateSize(c.config.MaxResponseSize); err != nil {
 		return nil, err

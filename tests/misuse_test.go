@@ -2,6 +2,7 @@ package tests_test
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -524,6 +525,7 @@ func TestBadInputIsRefusedBeforeAnySQL(t *testing.T) {
 		"invalid UTF-8":       {func(p *idempotency.Params) { p.Key.ID = "\xff" }, "Key.ID"},
 		"missing fingerprint": {func(p *idempotency.Params) { p.Fingerprint = idempotency.Fingerprint{} }, "Fingerprint"},
 		"negative TTL":        {func(p *idempotency.Params) { p.TTL = -time.Second }, "TTL"},
+		"TTL too short":       {func(p *idempotency.Params) { p.TTL = time.Microsecond - 1 }, "TTL"},
 		"negative wait":       {func(p *idempotency.Params) { p.Wait = -time.Second }, "Wait"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -583,10 +585,35 @@ func TestCompleteWithoutAClaimCannotCommit(t *testing.T) {
 			return err
 		}
 	}
+	// The store's own verb, since the claims of a Batch come from BeginMany; of
+	// leases, whose completion no guard asks for.
+	completeMany := func(spoil func(*idempotency.Claim) *idempotency.Claim) func(context.Context, pgx.Tx, *idempotency.TxClient) error {
+		claims := make([]*idempotency.Claim, 2)
+		for i := range claims {
+			p := params(rand.Text())
+			outcome, err := b.store.Begin(t.Context(), &idempotency.BeginParams{Key: p.Key, Fingerprint: p.Fingerprint, TTL: time.Hour, Lease: time.Hour})
+			if err != nil {
+				t.Fatal(err)
+			}
+			claims[i] = outcome.Claim
+		}
+		claims[0] = spoil(claims[0])
+		return func(ctx context.Context, tx pgx.Tx, _ *idempotency.TxClient) error {
+			_, err := b.store.WithTx(tx).(idempotency.BatchVerbs).CompleteMany(ctx, claims, []*idempotency.Response{response, response})
+			return err
+		}
+	}
 	for name, test := range map[string]struct {
 		run  func(context.Context, pgx.Tx, *idempotency.TxClient) error
 		want error
 	}{
+		"nil claim of many": {completeMany(func(*idempotency.Claim) *idempotency.Claim { return nil }), idempotency.ErrNotClaimed},
+		"no claim id of many": {completeMany(func(claim *idempotency.Claim) *idempotency.Claim {
+			return &idempotency.Claim{Key: claim.Key, TTL: claim.TTL}
+		}), idempotency.ErrNotClaimed},
+		"no TTL of many": {completeMany(func(claim *idempotency.Claim) *idempotency.Claim {
+			return &idempotency.Claim{Key: claim.Key, ID: claim.ID}
+		}), idempotency.ErrInvalidParams},
 		"nil claim":     {complete(nil), idempotency.ErrNotClaimed},
 		"no claim id":   {complete(&idempotency.Claim{Key: params("no claim id").Key, TTL: time.Hour}), idempotency.ErrNotClaimed},
 		"unknown claim": {complete(&idempotency.Claim{Key: params("unknown claim").Key, ID: idempotency.NewClaimID(), TTL: time.Hour}), idempotency.ErrClaimLost},
