@@ -36,6 +36,8 @@ func TestNewClientRefusesWhatCannotWork(t *testing.T) {
 	}{
 		"negative TTL":   {idempotency.Config{TTL: -1}, "Config.TTL"},
 		"TTL too short":  {idempotency.Config{TTL: time.Microsecond - 1}, "Config.TTL"},
+		"short secret":   {idempotency.Config{KeySecret: make([]byte, 15)}, "Config.KeySecret"},
+		"empty secret":   {idempotency.Config{KeySecret: []byte("")}, "Config.KeySecret"},
 		"negative wait":  {idempotency.Config{Wait: -2}, "Config.Wait"},
 		"negative size":  {idempotency.Config{MaxResponseSize: -1}, "Config.MaxResponseSize"},
 		"zero kind":      {idempotency.Config{FinalErrors: []idempotency.FinalKind{{}}}, "Config.FinalErrors[0]"},

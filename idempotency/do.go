@@ -25,11 +25,11 @@ func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 		return Result[T]{}, err
 	}
 	config := &client.config
-	ctx, end := config.trace(ctx, OperationDo, params.Key)
+	ctx, end := config.trace(ctx, OperationDo, op.begin.Key)
 	var outcome *Outcome
 	defer func() { end(outcomeState(outcome), result.Replayed, err) }()
 
-	if err := config.checkNesting(ctx, params.Key); err != nil {
+	if err := config.checkNesting(ctx, op.begin.Key); err != nil {
 		return Result[T]{}, err
 	}
 	executed := false
@@ -63,7 +63,7 @@ func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params P
 		return TxResult[T]{}, err
 	}
 	config := &client.config
-	ctx, end := config.trace(ctx, OperationDoTx, params.Key)
+	ctx, end := config.trace(ctx, OperationDoTx, op.begin.Key)
 	var outcome *Outcome
 	defer func() {
 		state := outcomeState(outcome)
@@ -73,11 +73,11 @@ func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params P
 		end(state, result.result.Replayed, err)
 	}()
 
-	if err := config.checkNesting(ctx, params.Key); err != nil {
+	if err := config.checkNesting(ctx, op.begin.Key); err != nil {
 		return TxResult[T]{}, err
 	}
 	verbs := client.store.WithTx(tx)
-	outcome, err = waitWhileInProgress(ctx, params.Key, params.waitOr(NoWait), func() (*Outcome, error) {
+	outcome, err = waitWhileInProgress(ctx, op.begin.Key, params.waitOr(NoWait), func() (*Outcome, error) {
 		return verbs.Begin(ctx, op.begin)
 	})
 	if err != nil {

@@ -81,7 +81,8 @@ func (e *ParamError) Is(target error) bool { return target == ErrInvalidParams }
 // sentinels, or the cause of the end of a context in which a call of Do waited
 // and had heard nothing of the key.
 type KeyError struct {
-	// Key is the key; printing it prints a hash.
+	// Key is the key as the store has it: see Config.KeySecret. Printing it
+	// prints a hash.
 	Key Key
 	Err error
 }

@@ -16,7 +16,7 @@ type Params struct {
 	Key Key
 	// Fingerprint digests the request; required. See FingerprintOf and
 	// NoFingerprint.
-	Fingerprint Fingerprint
+	Fingerprint Fingerprint `json:"-"`
 	// TTL is how long the recorded answer replays, counted from completion by
 	// the store's clock. It must exceed the longest time over which a client
 	// retries: after it the key is free and the operation runs again. It must

@@ -78,6 +78,7 @@ func (id ClaimID) String() string { return hex.EncodeToString(id[:]) }
 
 // Claim is a hold on a key, made by Begin and ended by Complete.
 type Claim struct {
+	// Key is the key as the store has it: see Config.KeySecret.
 	Key Key
 	ID  ClaimID
 	// Attempt is 1 for a key's first claim and grows when a lease that ended
@@ -123,7 +124,12 @@ func (c *Claim) LogValue() slog.Value {
 }
 
 // Record is what a store knows about a key.
+//
+// In JSON, which is what slog's JSONHandler writes for a Record inside a struct of
+// the caller's, it has the hash of its key and neither fingerprint nor response,
+// and it cannot be read back.
 type Record struct {
+	// Key is the key as the store has it: see Config.KeySecret.
 	Key Key
 	// State is InProgress or Completed.
 	State State
@@ -131,9 +137,9 @@ type Record struct {
 	ClaimID ClaimID
 	// Attempt is the number of that claim, from 1.
 	Attempt     int
-	Fingerprint Fingerprint
+	Fingerprint Fingerprint `json:"-"`
 	// Response is nil until the key is completed.
-	Response *Response
+	Response *Response `json:"-"`
 	// CreatedAt is when the row was written for this claim, UpdatedAt when it
 	// last changed. Do writes the finished row once, so there they are equal.
 	CreatedAt time.Time

@@ -23,6 +23,9 @@ const (
 const maxResponseTypeLength = 255
 
 // Response is the answer of an operation, as it is recorded and replayed.
+//
+// fmt and slog print its type and size. encoding/json writes the body: leave a
+// Response out of a struct that slog's JSONHandler is to log.
 type Response struct {
 	// Type says what Body is: "json:pkg.T", "bytes", "none", "error:code". At
 	// most 255 bytes.

@@ -8,7 +8,7 @@ import (
 // BeginParams is one claim, as a store sees it: no defaults are left to fill in.
 type BeginParams struct {
 	Key         Key
-	Fingerprint Fingerprint
+	Fingerprint Fingerprint `json:"-"`
 	// TTL is how long the answer replays from completion on: a microsecond or
 	// more.
 	TTL time.Duration

@@ -28,9 +28,10 @@ type Tracer interface {
 // TraceStartData is what a Tracer learns at the beginning of a call.
 type TraceStartData struct {
 	Operation Operation
-	// Key prints as a hash. Its Scope and ID are for the tracer's own use: as a
-	// metric label they would be without bound, and they may be secrets. It is
-	// zero for BeginMany and Batch.Complete, which are one call for many keys.
+	// Key is the key as the store has it, and prints as a hash. Its Scope and ID
+	// are for the tracer's own use: as a metric label they would be without bound,
+	// and they may be secrets, which Config.KeySecret keeps from it. It is zero
+	// for BeginMany and Batch.Complete, which are one call for many keys.
 	Key Key
 }
 

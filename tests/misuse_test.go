@@ -1,11 +1,14 @@
 package tests_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -694,6 +697,14 @@ func TestErrorsHoldNoKeyAndNoBody(t *testing.T) {
 			if text := fmt.Sprintf(verb, printed); strings.Contains(text, "SECRET") {
 				t.Errorf("%s of %T prints %s", verb, printed, text)
 			}
+		}
+	}
+	for _, logged := range []any{mismatch, typeErr, notFound, secret, secret.Key, result.Record, result} {
+		var log bytes.Buffer
+		slog.New(slog.NewJSONHandler(&log, nil)).Info("test", "it", logged, "inside", struct{ It any }{logged})
+		text := strings.ReplaceAll(log.String(), `"Value":"SECRET-answer"`, "") // which is the caller's own
+		if strings.Contains(text, "SECRET") || strings.Contains(text, base64.StdEncoding.EncodeToString(result.Record.Response.Body)) {
+			t.Errorf("the JSON log of %T is %s", logged, text)
 		}
 	}
 }
