@@ -3,6 +3,7 @@ package idempotency_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -236,5 +237,76 @@ func TestBatchInsideDo(t *testing.T) {
 	}
 	if _, err := client.Get(t.Context(), testParams("inner").Key); err != nil {
 		t.Error(err)
+	}
+}
+
+// What goes on with the context of an operation, after it has returned, is
+// outside of it.
+func TestContextOfAnOperationThatHasReturned(t *testing.T) {
+	t.Parallel()
+	client, store := newClient(t, nil)
+	var inside context.Context
+	keep := func(ctx context.Context, _ *memstore.Tx) (int, error) {
+		inside = ctx
+		return 7, nil
+	}
+	if _, err := idempotency.Do(t.Context(), client, testParams("k"), keep); err != nil {
+		t.Fatal(err)
+	}
+	if result, err := idempotency.Do(inside, client, testParams("k"), keep); err != nil || !result.Replayed || result.Value != 7 { //nolint:contextcheck // The point of the test.
+		t.Errorf("Do: %+v, %v; want a replay", result, err)
+	}
+	tx := store.NewTx()
+	if outcome, err := client.WithTx(tx).Begin(inside, testParams("k")); err != nil || outcome.State != idempotency.Completed { //nolint:contextcheck // As above.
+		t.Errorf("Begin: %+v, %v; want a replay", outcome, err)
+	}
+	if _, err := idempotency.DoTx(t.Context(), client, tx, testParams("tx"), keep); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := idempotency.DoTx(inside, client, tx, testParams("tx"), keep); err != nil { //nolint:contextcheck // As above.
+		t.Errorf("DoTx: %+v, %v; want a replay", answer, err)
+	}
+
+	// It is free again after a panic, too.
+	notReturning(func() {
+		_, _ = idempotency.Do(t.Context(), client, testParams("panics"), func(ctx context.Context, tx *memstore.Tx) (int, error) {
+			_, _ = keep(ctx, tx)
+			panic("test")
+		})
+	})
+	if _, err := idempotency.Do(inside, client, testParams("panics"), keep); err != nil { //nolint:contextcheck // As above.
+		t.Errorf("Do after a panic: %v, want a run", err)
+	}
+}
+
+// notReturning returns once call has panicked, called runtime.Goexit or returned.
+func notReturning(call func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() { _ = recover() }()
+		call()
+	}()
+	<-done
+}
+
+func TestTracerOfAFunctionThatDoesNotReturn(t *testing.T) {
+	t.Parallel()
+	for name, leave := range map[string]func(){"panic": func() { panic("test") }, "runtime.Goexit": runtime.Goexit} {
+		tracer := &recordingTracer{}
+		client, store := newClient(t, &idempotency.Config{Tracer: tracer})
+		fn := func(context.Context, *memstore.Tx) (int, error) {
+			leave()
+			return 0, nil
+		}
+		notReturning(func() { _, _ = idempotency.Do(t.Context(), client, testParams("k"), fn) })
+		notReturning(func() { _, _ = idempotency.DoTx(t.Context(), client, store.NewTx(), testParams("k"), fn) })
+		want := []idempotency.TraceEndData{
+			{Operation: idempotency.OperationDo, Err: idempotency.ErrNotReturned},
+			{Operation: idempotency.OperationDoTx, Err: idempotency.ErrNotReturned},
+		}
+		if !slices.Equal(tracer.ends, want) {
+			t.Errorf("%s: ends are %+v, want %+v", name, tracer.ends, want)
+		}
 	}
 }

@@ -39,12 +39,13 @@ type TraceStartData struct {
 type TraceEndData struct {
 	Operation Operation
 	// State is where the key stands: New after a Begin that claimed it,
-	// Completed after Do. It is zero where the call did not find out, and after
-	// BeginMany, where every key has its own.
+	// Completed after Do. It is zero where the call did not find out or did not
+	// return, and after BeginMany, where every key has its own.
 	State State
 	// Replayed says that the answer is an earlier call's.
 	Replayed bool
-	// Err is what the call returns; a *FinalError for a recorded error.
+	// Err is what the call returns; a *FinalError for a recorded error, and
+	// ErrNotReturned where the function panicked or called runtime.Goexit.
 	Err error
 }
 
