@@ -2,6 +2,7 @@ package idempotency_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"runtime"
 	"slices"
@@ -28,6 +29,13 @@ func testParams(id string) idempotency.Params {
 	return idempotency.Params{Key: idempotency.Key{Scope: "test", ID: id}, Fingerprint: idempotency.FingerprintOf(id)}
 }
 
+// namedCodec is encoding/json under another name.
+type namedCodec string
+
+func (c namedCodec) Name() string                            { return string(c) }
+func (c namedCodec) Marshal(value any) ([]byte, error)       { return json.Marshal(value) }
+func (c namedCodec) Unmarshal(data []byte, target any) error { return json.Unmarshal(data, target) }
+
 func TestNewClientRefusesWhatCannotWork(t *testing.T) {
 	t.Parallel()
 	sentinel := errors.New("sentinel")
@@ -41,6 +49,14 @@ func TestNewClientRefusesWhatCannotWork(t *testing.T) {
 		"empty secret":   {idempotency.Config{KeySecret: []byte("")}, "Config.KeySecret"},
 		"negative wait":  {idempotency.Config{Wait: -2}, "Config.Wait"},
 		"negative size":  {idempotency.Config{MaxResponseSize: -1}, "Config.MaxResponseSize"},
+		"codec error":    {idempotency.Config{Codec: namedCodec("error")}, "Config.Codec"},
+		"codec none":     {idempotency.Config{Codec: namedCodec("none")}, "Config.Codec"},
+		"codec bytes":    {idempotency.Config{Codec: namedCodec("bytes")}, "Config.Codec"},
+		"no codec name":  {idempotency.Config{Codec: namedCodec("")}, "Config.Codec"},
+		"colon in codec": {idempotency.Config{Codec: namedCodec("error:x")}, "Config.Codec"},
+		"NUL in codec":   {idempotency.Config{Codec: namedCodec("a\x00b")}, "Config.Codec"},
+		"codec no UTF-8": {idempotency.Config{Codec: namedCodec("a\xffb")}, "Config.Codec"},
+		"long codec":     {idempotency.Config{Codec: namedCodec(strings.Repeat("x", 256))}, "Config.Codec"},
 		"zero kind":      {idempotency.Config{FinalErrors: []idempotency.FinalKind{{}}}, "Config.FinalErrors[0]"},
 		"nil sentinel":   {idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalValue("a", nil)}}, "Config.FinalErrors[0]"},
 		"empty code":     {idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalValue("", sentinel)}}, "Config.FinalErrors[0]"},

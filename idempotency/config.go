@@ -84,6 +84,9 @@ func (c *Config) withDefaults() (Config, error) {
 	if config.Codec == nil {
 		config.Codec = jsonCodec{}
 	}
+	if err := validateCodec(config.Codec); err != nil {
+		return config, err
+	}
 	codes := make(map[string]bool, len(config.FinalErrors))
 	if err := config.KeySecret.validate(); err != nil {
 		return config, err

@@ -242,6 +242,28 @@ type renamedCharge struct{ Amount int }
 
 func (*renamedCharge) ResultType() string { return "charge.v1" }
 
+// Types whose names no record can have.
+type (
+	namedNUL     struct{}
+	namedBadly   struct{}
+	namedNothing struct{}
+	namedTooLong struct{}
+)
+
+func (namedNUL) ResultType() string     { return "a\x00b" }
+func (namedBadly) ResultType() string   { return "a\xffb" }
+func (namedNothing) ResultType() string { return "" }
+func (namedTooLong) ResultType() string { return strings.Repeat("x", 256) }
+
+func doNothing[T any](t *testing.T, b *bench) error {
+	t.Helper()
+	_, err := idempotency.Do(t.Context(), b.client, params("a bad name"), func(context.Context, pgx.Tx) (result T, err error) {
+		t.Errorf("the function of %T ran", result)
+		return result, nil
+	})
+	return err
+}
+
 func TestResultTypes(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, pgtest.DB(t), nil, nil)
@@ -275,6 +297,13 @@ func TestResultTypes(t *testing.T) {
 			return nil, nil
 		})
 		wantParamError(t, err, "T")
+	})
+	t.Run("a name that could not be recorded is refused before anything runs", func(t *testing.T) {
+		t.Parallel()
+		wantParamError(t, doNothing[namedNUL](t, b), "T")
+		wantParamError(t, doNothing[namedBadly](t, b), "T")
+		wantParamError(t, doNothing[namedNothing](t, b), "T")
+		wantParamError(t, doNothing[*namedTooLong](t, b), "T")
 	})
 	t.Run("bytes and raw JSON are untouched", func(t *testing.T) {
 		t.Parallel()
