@@ -40,6 +40,7 @@ func (c *Client[TTx]) Get(ctx context.Context, key Key) (record *Record, err err
 	if err := key.Validate(); err != nil {
 		return nil, err
 	}
+	key = c.config.storedKey(key)
 	ctx, end := c.config.trace(ctx, OperationGet, key)
 	defer func() { end(stateOf(record), false, err) }()
 	return c.store.Get(ctx, key)
@@ -67,7 +68,7 @@ func (c *Config) beginParams(params *Params) (*BeginParams, error) {
 	if ttl == 0 {
 		ttl = c.TTL
 	}
-	return &BeginParams{Key: params.Key, Fingerprint: params.Fingerprint, TTL: ttl}, nil
+	return &BeginParams{Key: c.storedKey(params.Key), Fingerprint: params.Fingerprint, TTL: ttl}, nil
 }
 
 // waitOr returns how long to wait for another holder of the key.

@@ -56,6 +56,9 @@ var (
 	// ErrFinalUnlisted means that an error was marked Final but its type is not in
 	// Config.FinalErrors. Nothing was recorded.
 	ErrFinalUnlisted = errors.New("idempotency: final error is not listed in Config.FinalErrors")
+	// ErrNotReturned is what a Tracer is told where the function panicked or called
+	// runtime.Goexit. No call returns it: the panic goes on to the caller.
+	ErrNotReturned = errors.New("idempotency: the function panicked or called runtime.Goexit")
 	// ErrNoAnswer means that TxResult.Answer was called though DoTx returned an error.
 	ErrNoAnswer = errors.New("idempotency: no answer: DoTx returned an error")
 )
@@ -81,7 +84,8 @@ func (e *ParamError) Is(target error) bool { return target == ErrInvalidParams }
 // sentinels, or the cause of the end of a context in which a call of Do waited
 // and had heard nothing of the key.
 type KeyError struct {
-	// Key is the key; printing it prints a hash.
+	// Key is the key as the store has it: see Config.KeySecret. Printing it
+	// prints a hash.
 	Key Key
 	Err error
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
-	"unicode/utf8"
 )
 
 // Final marks an error as the definitive answer of an operation: its writes are
@@ -98,7 +97,7 @@ func (k FinalKind) validate(field string) error {
 		return &ParamError{Field: field, Reason: "has an empty code"}
 	case len(TypeErrorPrefix+k.code) > maxResponseTypeLength:
 		return &ParamError{Field: field, Reason: fmt.Sprintf("has a code of over %d bytes", maxResponseTypeLength-len(TypeErrorPrefix))}
-	case !utf8.ValidString(k.code) || strings.IndexByte(k.code, 0) >= 0:
+	case !isText(k.code):
 		return &ParamError{Field: field, Reason: "has a code that is not valid UTF-8 without NUL"}
 	}
 	return nil

@@ -17,9 +17,15 @@ const MaxKeyLength = 255
 // Key names one operation. The same ID in two scopes is two keys, so one tenant
 // never sees another's answer. A Key is comparable.
 //
-// Both parts are 1 to 255 bytes of UTF-8 without NUL. Printed with any verb of
-// package fmt, or logged with slog, a Key is a short hash: the text itself can
-// be a secret of the client's.
+// Both parts are 1 to 255 bytes of UTF-8 without NUL. Printed with package fmt,
+// logged with slog or written by encoding/json, a Key is a short hash: the text
+// itself can be a secret of the client's. The hash finds the lines of one key in
+// a log. It hides only what cannot be guessed: an ID like order-48151 is found by
+// hashing every number. Config.KeySecret is for those who need more.
+//
+// fmt does not ask a type how to print what is in an unexported field, nor what
+// is behind a pointer that it prints by a verb that does not fit, as %s of a
+// struct with a *Params in it. There a Key is printed as it is.
 type Key struct {
 	// Scope is who and what the key belongs to: the authenticated tenant and
 	// the operation's name, "tenant-7/charge". It must not come from the
@@ -58,6 +64,16 @@ func (k Key) Format(state fmt.State, _ rune) {
 
 // LogValue returns String for slog.
 func (k Key) LogValue() slog.Value { return slog.StringValue(k.String()) }
+
+// MarshalText returns String, which is what encoding/json then writes for a Key,
+// also as the key of a map. It cannot be read back.
+func (k Key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText returns a *ParamError: what MarshalText writes does not hold the
+// key. Who keeps keys stores Scope and ID in fields of their own.
+func (k *Key) UnmarshalText([]byte) error {
+	return &ParamError{Field: "Key", Reason: "is written as a hash and cannot be read back; store Scope and ID instead"}
+}
 
 // Validate returns a *ParamError for a key that no store could keep. Stores call
 // it before anything else.

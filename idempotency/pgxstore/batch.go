@@ -236,9 +236,13 @@ func (b *batch) columns(wanted []int) keyColumns {
 // idempotency.BatchVerbs.
 func (v *verbs) CompleteMany(ctx context.Context, claims []*idempotency.Claim, responses []*idempotency.Response) ([]*idempotency.Record, error) {
 	params := &db.KeyCompleteManyParams{}
+	var refused error
 	for i, claim := range claims {
 		if err := responses[i].Validate(); err != nil {
 			return nil, err
+		}
+		if err := claim.ValidateComplete(); err != nil {
+			claim, refused = noClaim, err
 		}
 		params.Scopes, params.IDs = append(params.Scopes, claim.Key.Scope), append(params.IDs, claim.Key.ID)
 		params.ClaimIDs = append(params.ClaimIDs, uuid(claim.ID))
@@ -254,6 +258,9 @@ func (v *verbs) CompleteMany(ctx context.Context, claims []*idempotency.Claim, r
 		done, err = v.store.queries.KeyCompleteMany(ctx, q, params)
 		return err
 	})
+	if refused != nil {
+		return nil, refused
+	}
 	if sqlState(err) == codeDivisionByZero {
 		return nil, fmt.Errorf("%w: one of a batch: roll the transaction back", idempotency.ErrClaimLost)
 	}

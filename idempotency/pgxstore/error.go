@@ -235,13 +235,3 @@ func runKey(tx pgx.Tx) idempotency.Key {
 	owned, _ := tx.(ownedTx)
 	return owned.runKey
 }
-
-func checkClaim(claim *idempotency.Claim) error {
-	if claim == nil {
-		return &idempotency.KeyError{Err: idempotency.ErrNotClaimed}
-	}
-	if claim.ID == (idempotency.ClaimID{}) {
-		return &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrNotClaimed}
-	}
-	return nil
-}

@@ -136,7 +136,7 @@ func (s *Store) Complete(ctx context.Context, claim *idempotency.Claim, response
 	if err := response.Validate(); err != nil {
 		return nil, err
 	}
-	if err := checkClaim(claim); err != nil {
+	if err := claim.ValidateComplete(); err != nil {
 		return nil, err
 	}
 	err = s.statement(ctx, func(q txhelper.Querier) error {
@@ -156,7 +156,7 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 	if err := idempotency.ValidateLease(lease); err != nil {
 		return nil, err
 	}
-	if err := checkClaim(claim); err != nil {
+	if err := claim.Validate(); err != nil {
 		return nil, err
 	}
 	start := time.Now()
@@ -176,7 +176,7 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 
 // Release frees a leased key without an answer. See idempotency.Store.
 func (s *Store) Release(ctx context.Context, claim *idempotency.Claim) error {
-	if err := checkClaim(claim); err != nil {
+	if err := claim.Validate(); err != nil {
 		return err
 	}
 	released, err := s.queries.KeyRelease(ctx, s.querier(s.db), &db.KeyReleaseParams{

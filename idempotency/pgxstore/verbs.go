@@ -35,8 +35,8 @@ func (v *verbs) Begin(ctx context.Context, params *idempotency.BeginParams) (*id
 	return outcome, v.explain(params.Key, "begin", err)
 }
 
-// Complete records the response as part of the transaction. Where it fails for
-// want of a claim, the statement that failed has aborted the transaction.
+// Complete records the response as part of the transaction. Where the claim is
+// refused or not held, a statement that failed has aborted the transaction.
 func (v *verbs) Complete(ctx context.Context, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
 	if err := response.Validate(); err != nil {
 		return nil, err
@@ -44,16 +44,20 @@ func (v *verbs) Complete(ctx context.Context, claim *idempotency.Claim, response
 	if err := v.check(); err != nil {
 		return nil, err
 	}
-	notClaimed := checkClaim(claim)
-	if claim == nil {
-		claim = &idempotency.Claim{} // matches no row, so the statement aborts the transaction
+	refused := claim.ValidateComplete()
+	if refused != nil {
+		claim = noClaim
 	}
 	record, err := v.store.complete(ctx, v.tx, claim, response)
-	if err != nil && notClaimed != nil {
-		return nil, notClaimed
+	if refused != nil {
+		return nil, refused
 	}
 	return record, v.explain(claim.Key, "complete", err)
 }
+
+// noClaim stands for a claim that is refused. It matches no row, so the
+// statement aborts the transaction, which must not commit what was done for it.
+var noClaim = &idempotency.Claim{}
 
 // Get returns the record as the transaction sees it.
 func (v *verbs) Get(ctx context.Context, key idempotency.Key) (*idempotency.Record, error) {
