@@ -7,7 +7,6 @@ package db
 
 import (
 	"context"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgtype"
 )
@@ -87,13 +86,13 @@ type KeyClaimParams struct {
 	ID          string
 	ClaimID     pgtype.UUID
 	Fingerprint []byte
-	Lease       *time.Duration
+	Lease       pgtype.Interval
 	LockID      int64
 }
 
 type KeyClaimRow struct {
 	Attempt     int32
-	LockedUntil *time.Time
+	LockedUntil pgtype.Timestamptz
 }
 
 // Claims a key that has no row. The lock is tried only where no row is visible:
@@ -235,7 +234,7 @@ FROM completed
 type KeyCompleteParams struct {
 	Response     []byte
 	ResponseType string
-	TTL          time.Duration
+	TTL          pgtype.Interval
 	Scope        string
 	ID           string
 	ClaimID      pgtype.UUID
@@ -246,9 +245,9 @@ type KeyCompleteRow struct {
 	Completed   int32
 	Attempt     int32
 	Fingerprint []byte
-	CreatedAt   time.Time
-	UpdatedAt   time.Time
-	ExpiresAt   time.Time
+	CreatedAt   pgtype.Timestamptz
+	UpdatedAt   pgtype.Timestamptz
+	ExpiresAt   pgtype.Timestamptz
 }
 
 // A claim that is no longer held divides by zero, which aborts the transaction:
@@ -355,9 +354,9 @@ type KeyCompleteManyRow struct {
 	Place       int32
 	Attempt     int32
 	Fingerprint []byte
-	CreatedAt   time.Time
-	UpdatedAt   time.Time
-	ExpiresAt   time.Time
+	CreatedAt   pgtype.Timestamptz
+	UpdatedAt   pgtype.Timestamptz
+	ExpiresAt   pgtype.Timestamptz
 }
 
 // KeyComplete for many claims: it divides by zero unless every row was updated.
@@ -420,13 +419,13 @@ FROM deleted
 `
 
 type KeyDeleteExpiredParams struct {
-	ExpiredAfter time.Time
+	ExpiredAfter pgtype.Timestamptz
 	MaxRows      int32
 }
 
 type KeyDeleteExpiredRow struct {
 	Deleted      int64
-	ExpiredUntil time.Time
+	ExpiredUntil pgtype.Timestamptz
 }
 
 // SKIP LOCKED: a row that somebody is claiming again is not waited for. By ctid:
@@ -456,20 +455,20 @@ RETURNING locked_until
 `
 
 type KeyExtendParams struct {
-	Lease   time.Duration
+	Lease   pgtype.Interval
 	Scope   string
 	ID      string
 	ClaimID pgtype.UUID
 }
 
-func (q *Queries) KeyExtend(ctx context.Context, db DBTX, arg *KeyExtendParams) (*time.Time, error) {
+func (q *Queries) KeyExtend(ctx context.Context, db DBTX, arg *KeyExtendParams) (pgtype.Timestamptz, error) {
 	row := db.QueryRow(ctx, keyExtend,
 		arg.Lease,
 		arg.Scope,
 		arg.ID,
 		arg.ClaimID,
 	)
-	var locked_until *time.Time
+	var locked_until pgtype.Timestamptz
 	err := row.Scan(&locked_until)
 	return locked_until, err
 }
@@ -502,13 +501,13 @@ type KeyGetRow struct {
 	Attempt      int32
 	Fingerprint  []byte
 	Response     []byte
-	ResponseType *string
-	CreatedAt    time.Time
-	UpdatedAt    time.Time
-	ExpiresAt    *time.Time
-	LockedUntil  *time.Time
-	Unfinished   *int16
-	ReadAt       time.Time
+	ResponseType pgtype.Text
+	CreatedAt    pgtype.Timestamptz
+	UpdatedAt    pgtype.Timestamptz
+	ExpiresAt    pgtype.Timestamptz
+	LockedUntil  pgtype.Timestamptz
+	Unfinished   pgtype.Int2
+	ReadAt       pgtype.Timestamptz
 }
 
 func (q *Queries) KeyGet(ctx context.Context, db DBTX, arg *KeyGetParams) (*KeyGetRow, error) {
@@ -593,13 +592,13 @@ type KeyGetManyRow struct {
 	Attempt      int32
 	Fingerprint  []byte
 	Response     []byte
-	ResponseType *string
-	CreatedAt    time.Time
-	UpdatedAt    time.Time
-	ExpiresAt    *time.Time
-	LockedUntil  *time.Time
-	Unfinished   *int16
-	ReadAt       time.Time
+	ResponseType pgtype.Text
+	CreatedAt    pgtype.Timestamptz
+	UpdatedAt    pgtype.Timestamptz
+	ExpiresAt    pgtype.Timestamptz
+	LockedUntil  pgtype.Timestamptz
+	Unfinished   pgtype.Int2
+	ReadAt       pgtype.Timestamptz
 	Own          bool
 }
 
@@ -687,13 +686,13 @@ type KeyInsertCompletedParams struct {
 	Fingerprint  []byte
 	Response     []byte
 	ResponseType string
-	TTL          time.Duration
+	TTL          pgtype.Interval
 }
 
 type KeyInsertCompletedRow struct {
 	Written   int32
-	CreatedAt time.Time
-	ExpiresAt time.Time
+	CreatedAt pgtype.Timestamptz
+	ExpiresAt pgtype.Timestamptz
 }
 
 // No ON CONFLICT: the loser of a race must raise (23505), so that the server
@@ -773,18 +772,18 @@ RETURNING
 type KeyReclaimParams struct {
 	ClaimID         pgtype.UUID
 	Fingerprint     []byte
-	Lease           *time.Duration
+	Lease           pgtype.Interval
 	Scope           string
 	ID              string
 	SeenClaimID     pgtype.UUID
-	SeenExpiresAt   *time.Time
-	SeenLockedUntil *time.Time
+	SeenExpiresAt   pgtype.Timestamptz
+	SeenLockedUntil pgtype.Timestamptz
 	LockID          int64
 }
 
 type KeyReclaimRow struct {
 	Attempt     int32
-	LockedUntil *time.Time
+	LockedUntil pgtype.Timestamptz
 }
 
 // Claims a key whose row was seen expired, or whose lease was. No row back
@@ -814,8 +813,8 @@ WITH seen AS (
         unnest($4::bytea[]) AS fingerprint,
         unnest($5::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
         unnest($6::uuid[]) AS claim_id,
-        nullif(unnest($7::timestamptz[]), '0001-01-01 00:00:00+00') AS expires_at,
-        nullif(unnest($8::timestamptz[]), '0001-01-01 00:00:00+00') AS locked_until
+        unnest($7::timestamptz[]) AS expires_at,
+        unnest($8::timestamptz[]) AS locked_until
 ),
 
 taken AS MATERIALIZED (
@@ -875,15 +874,14 @@ type KeyReclaimManyParams struct {
 	Fingerprints     [][]byte
 	LockIDs          []int64
 	SeenClaimIDs     []pgtype.UUID
-	SeenExpiresAts   []time.Time
-	SeenLockedUntils []time.Time
+	SeenExpiresAts   []pgtype.Timestamptz
+	SeenLockedUntils []pgtype.Timestamptz
 	Hints            bool
 }
 
 // KeyReclaim for many keys under one claim id. It waits for nobody: a row that
 // another transaction has locked is left alone. The condition is repeated
-// outside, where the row is read again under its lock. None is year 1, Go's zero
-// time: arrays of sqlc's have no NULLs.
+// outside, where the row is read again under its lock.
 func (q *Queries) KeyReclaimMany(ctx context.Context, db DBTX, arg *KeyReclaimManyParams) (int64, error) {
 	result, err := db.Exec(ctx, keyReclaimMany,
 		arg.ClaimID,
@@ -988,16 +986,16 @@ type KeyReplaceCompletedParams struct {
 	Fingerprint     []byte
 	Response        []byte
 	ResponseType    string
-	TTL             time.Duration
+	TTL             pgtype.Interval
 	SeenClaimID     pgtype.UUID
-	SeenExpiresAt   *time.Time
-	SeenLockedUntil *time.Time
+	SeenExpiresAt   pgtype.Timestamptz
+	SeenLockedUntil pgtype.Timestamptz
 }
 
 type KeyReplaceCompletedRow struct {
 	Written   int32
-	CreatedAt time.Time
-	ExpiresAt time.Time
+	CreatedAt pgtype.Timestamptz
+	ExpiresAt pgtype.Timestamptz
 }
 
 // The row that was seen had expired, or its lease had. If it has changed since,
@@ -1052,7 +1050,7 @@ SELECT
 type KeyTryLockParams struct {
 	LockID      int64
 	ClaimID     pgtype.UUID
-	IdleTimeout *string
+	IdleTimeout pgtype.Text
 }
 
 type KeyTryLockRow struct {

@@ -5,8 +5,6 @@
 package db
 
 import (
-	"time"
-
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
@@ -18,12 +16,12 @@ type IdempotencyKey struct {
 	Attempt      int32
 	Fingerprint  []byte
 	Response     []byte
-	ResponseType *string
-	CreatedAt    time.Time
-	UpdatedAt    time.Time
-	ExpiresAt    *time.Time
-	LockedUntil  *time.Time
-	Unfinished   *int16
+	ResponseType pgtype.Text
+	CreatedAt    pgtype.Timestamptz
+	UpdatedAt    pgtype.Timestamptz
+	ExpiresAt    pgtype.Timestamptz
+	LockedUntil  pgtype.Timestamptz
+	Unfinished   pgtype.Int2
 }
 
 // Always empty: its foreign key keeps a transaction that began an idempotency key and did not complete it from committing.

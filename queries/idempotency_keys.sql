@@ -483,8 +483,7 @@ CROSS JOIN LATERAL (
 -- name: KeyReclaimMany :execrows
 -- KeyReclaim for many keys under one claim id. It waits for nobody: a row that
 -- another transaction has locked is left alone. The condition is repeated
--- outside, where the row is read again under its lock. None is year 1, Go's zero
--- time: arrays of sqlc's have no NULLs.
+-- outside, where the row is read again under its lock.
 WITH seen AS (
     SELECT
         unnest(@scopes::text[]) AS scope,
@@ -492,8 +491,8 @@ WITH seen AS (
         unnest(@fingerprints::bytea[]) AS fingerprint,
         unnest(@lock_ids::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
         unnest(@seen_claim_ids::uuid[]) AS claim_id,
-        nullif(unnest(@seen_expires_ats::timestamptz[]), '0001-01-01 00:00:00+00') AS expires_at,
-        nullif(unnest(@seen_locked_untils::timestamptz[]), '0001-01-01 00:00:00+00') AS locked_until
+        unnest(@seen_expires_ats::timestamptz[]) AS expires_at,
+        unnest(@seen_locked_untils::timestamptz[]) AS locked_until
 ),
 
 taken AS MATERIALIZED (

@@ -772,6 +772,16 @@ func (r *rivalTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx
 
 func (*rivalTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
+func (r *rivalTracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
+	for _, query := range data.Batch.QueuedQueries {
+		r.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: query.SQL})
+	}
+	return ctx
+}
+
+func (*rivalTracer) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (*rivalTracer) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
+
 func TestBatchAgainstRivalsForExpiredKeys(t *testing.T) {
 	t.Parallel()
 	t.Run("a row that another transaction has locked is left alone", func(t *testing.T) {

@@ -193,16 +193,11 @@ func (b *batch) claimed(i int, attempt int32) {
 // which it got.
 func (b *batch) reclaim(ctx context.Context, wanted []int) error {
 	columns := b.columns(wanted)
-	claimIDs, expiresAts, lockedUntils := make([]pgtype.UUID, len(wanted)), make([]time.Time, len(wanted)), make([]time.Time, len(wanted))
+	claimIDs := make([]pgtype.UUID, len(wanted))
+	expiresAts, lockedUntils := make([]pgtype.Timestamptz, len(wanted)), make([]pgtype.Timestamptz, len(wanted))
 	for place, i := range wanted {
 		seen := b.seen[i]
-		claimIDs[place] = seen.ClaimID
-		if seen.ExpiresAt != nil {
-			expiresAts[place] = *seen.ExpiresAt
-		}
-		if seen.LockedUntil != nil {
-			lockedUntils[place] = *seen.LockedUntil
-		}
+		claimIDs[place], expiresAts[place], lockedUntils[place] = seen.ClaimID, seen.ExpiresAt, seen.LockedUntil
 	}
 	return b.store.sendByIndex(ctx, b.tx, func(q txhelper.Querier) error {
 		_, err := b.store.queries.KeyReclaimMany(ctx, q, &db.KeyReclaimManyParams{
@@ -272,8 +267,8 @@ func (v *verbs) CompleteMany(ctx context.Context, claims []*idempotency.Claim, r
 		i := one.Place - 1
 		completed := &row{key: claims[i].Key, KeyGetRow: &db.KeyGetRow{
 			ClaimID: uuid(claims[i].ID), Attempt: one.Attempt, Fingerprint: one.Fingerprint,
-			Response: responses[i].Body, ResponseType: &responses[i].Type,
-			CreatedAt: one.CreatedAt, UpdatedAt: one.UpdatedAt, ExpiresAt: &one.ExpiresAt,
+			Response: responses[i].Body, ResponseType: pgtype.Text{String: responses[i].Type, Valid: true},
+			CreatedAt: one.CreatedAt, UpdatedAt: one.UpdatedAt, ExpiresAt: one.ExpiresAt,
 		}}
 		if records[i], err = completed.record(); err != nil {
 			return nil, err

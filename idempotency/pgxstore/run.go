@@ -165,7 +165,7 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 		return &idempotency.Outcome{State: idempotency.Completed, Record: &idempotency.Record{
 			Key: r.params.Key, State: idempotency.Completed, ClaimID: r.claimID, Attempt: r.attempt(),
 			Fingerprint: r.params.Fingerprint, Response: &idempotency.Response{Type: response.Type, Body: response.Body},
-			CreatedAt: written.CreatedAt, UpdatedAt: written.CreatedAt, ExpiresAt: written.ExpiresAt,
+			CreatedAt: written.CreatedAt.Time, UpdatedAt: written.CreatedAt.Time, ExpiresAt: written.ExpiresAt.Time,
 		}}, true, nil
 	case errors.As(err, &ambiguous):
 		return r.resolve(ctx, ambiguous, sent)
@@ -205,13 +205,13 @@ func (r *run) queueInsert(ctx context.Context, batch *pgx.Batch, response *idemp
 	if r.seen == nil {
 		written, _ := queries.KeyInsertCompleted(ctx, q, &db.KeyInsertCompletedParams{
 			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: r.params.Fingerprint.Bytes(),
-			Response: response.Body, ResponseType: response.Type, TTL: r.params.TTL,
+			Response: response.Body, ResponseType: response.Type, TTL: interval(r.params.TTL),
 		})
 		return written
 	}
 	replaced, _ := queries.KeyReplaceCompleted(ctx, q, &db.KeyReplaceCompletedParams{
 		Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: r.params.Fingerprint.Bytes(), Attempt: int32(r.attempt()), //nolint:gosec // It was an int32.
-		Response: response.Body, ResponseType: response.Type, TTL: r.params.TTL,
+		Response: response.Body, ResponseType: response.Type, TTL: interval(r.params.TTL),
 		SeenClaimID: r.seen.ClaimID, SeenExpiresAt: r.seen.ExpiresAt, SeenLockedUntil: r.seen.LockedUntil,
 	})
 	return (*db.KeyInsertCompletedRow)(replaced) // the same columns

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/db"
@@ -76,8 +77,8 @@ type Store struct {
 	queries        *db.Queries
 	options        txhelper.Options
 	// idleSetting is the value of idle_in_transaction_session_timeout, in
-	// milliseconds; nil leaves it as it is.
-	idleSetting    *string
+	// milliseconds; NULL leaves it as it is.
+	idleSetting    pgtype.Text
 	resolveTimeout time.Duration
 	settings       func(ctx context.Context) (map[string]string, error)
 	// serializable says that transactions are SERIALIZABLE though TxOptions does
@@ -161,7 +162,7 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 	}
 	start := time.Now()
 	lockedUntil, err := s.queries.KeyExtend(ctx, s.querier(s.db), &db.KeyExtendParams{
-		Lease: lease, Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
+		Lease: interval(lease), Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
@@ -170,7 +171,7 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 		return nil, s.explain(claim.Key, "extend", err)
 	}
 	extended := *claim
-	extended.LockedUntil, extended.Deadline = *lockedUntil, start.Add(lease)
+	extended.LockedUntil, extended.Deadline = lockedUntil.Time, start.Add(lease)
 	return &extended, nil
 }
 
@@ -246,16 +247,15 @@ const longestIdleTimeout = math.MaxInt32 * time.Millisecond
 
 // idleSetting returns the value of idle_in_transaction_session_timeout for
 // Config.IdleTimeout.
-func idleSetting(timeout time.Duration) *string {
+func idleSetting(timeout time.Duration) pgtype.Text {
 	if timeout < 0 {
-		return nil
+		return pgtype.Text{}
 	}
 	if timeout == 0 {
 		timeout = DefaultIdleTimeout
 	}
 	timeout = min(timeout, longestIdleTimeout)
-	setting := strconv.FormatInt(int64((timeout+time.Millisecond-1)/time.Millisecond), 10)
-	return &setting
+	return pgtype.Text{String: strconv.FormatInt(int64((timeout+time.Millisecond-1)/time.Millisecond), 10), Valid: true}
 }
 
 // canReconnect reports whether the store can open another connection after one

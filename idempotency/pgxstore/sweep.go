@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/samecommit/samecommit/db"
 	"github.com/samecommit/samecommit/idempotency"
@@ -78,10 +79,10 @@ func (s *Store) deleteExpired(ctx context.Context, after time.Time, limit int) (
 	batch := &pgx.Batch{}
 	queue(batch)
 	_ = s.queries.PlanByIndex(ctx, txhelper.Queue(batch, nil))
-	done, _ := s.queries.KeyDeleteExpired(ctx, txhelper.Queue(batch, nil), &db.KeyDeleteExpiredParams{ExpiredAfter: after, MaxRows: int32(limit)}) //nolint:gosec // The caller has checked it.
+	done, _ := s.queries.KeyDeleteExpired(ctx, txhelper.Queue(batch, nil), &db.KeyDeleteExpiredParams{ExpiredAfter: pgtype.Timestamptz{Time: after, Valid: true}, MaxRows: int32(limit)}) //nolint:gosec // The caller has checked it.
 	_ = s.queries.PlanAsBefore(ctx, txhelper.Queue(batch, nil))
 	if err := s.db.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, until, explainSchema("delete expired", withoutDetail(err))
 	}
-	return int(done.Deleted), done.ExpiredUntil, nil
+	return int(done.Deleted), done.ExpiredUntil.Time, nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/samecommit/samecommit/db"
 	"github.com/samecommit/samecommit/idempotency"
@@ -83,16 +84,13 @@ const maxClaimRounds = 10
 func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempotency.BeginParams) (*idempotency.Outcome, error) {
 	start := time.Now()
 	claim := &idempotency.Claim{Key: params.Key, ID: idempotency.NewClaimID(), TTL: params.TTL}
-	var lease *time.Duration
+	var lease pgtype.Interval
 	if params.Lease > 0 {
-		lease = &params.Lease
+		lease = interval(params.Lease)
 		claim.Deadline = start.Add(params.Lease)
 	}
-	claimed := func(attempt int32, lockedUntil *time.Time) *idempotency.Outcome {
-		claim.Attempt = int(attempt)
-		if lockedUntil != nil {
-			claim.LockedUntil = *lockedUntil
-		}
+	claimed := func(attempt int32, lockedUntil pgtype.Timestamptz) *idempotency.Outcome {
+		claim.Attempt, claim.LockedUntil = int(attempt), lockedUntil.Time
 		return &idempotency.Outcome{State: idempotency.New, Claim: claim}
 	}
 
@@ -171,7 +169,7 @@ func strayError(key idempotency.Key) error {
 func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
 	done, err := s.queries.KeyComplete(ctx, q, &db.KeyCompleteParams{
 		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
-		Response: response.Body, ResponseType: response.Type, TTL: claim.TTL, LockID: lockID(claim.Key),
+		Response: response.Body, ResponseType: response.Type, TTL: interval(claim.TTL), LockID: lockID(claim.Key),
 	})
 	if sqlState(err) == codeDivisionByZero {
 		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
@@ -181,8 +179,8 @@ func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempot
 	}
 	completed := &row{key: claim.Key, KeyGetRow: &db.KeyGetRow{
 		ClaimID: uuid(claim.ID), Attempt: done.Attempt, Fingerprint: done.Fingerprint,
-		Response: response.Body, ResponseType: &response.Type,
-		CreatedAt: done.CreatedAt, UpdatedAt: done.UpdatedAt, ExpiresAt: &done.ExpiresAt,
+		Response: response.Body, ResponseType: pgtype.Text{String: response.Type, Valid: true},
+		CreatedAt: done.CreatedAt, UpdatedAt: done.UpdatedAt, ExpiresAt: done.ExpiresAt,
 	}}
 	return completed.record()
 }
