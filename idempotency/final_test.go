@@ -45,7 +45,7 @@ func (e *hollow) MarshalJSON() ([]byte, error) { return []byte("null"), nil }
 
 // failWith returns what two calls of Do return whose function fails with err,
 // and how often it ran.
-func failWith(t *testing.T, err error, kinds ...idempotency.FinalKind) (first, second error, runs int) {
+func failWith(t *testing.T, err error, kinds ...idempotency.FinalKind) (runs int, first, second error) {
 	t.Helper()
 	client, _ := newClient(t, &idempotency.Config{FinalErrors: kinds})
 	do := func() error {
@@ -56,7 +56,8 @@ func failWith(t *testing.T, err error, kinds ...idempotency.FinalKind) (first, s
 		})
 		return err
 	}
-	return do(), do(), runs
+	first, second = do(), do()
+	return runs, first, second
 }
 
 func TestFinalErrorThatItsCodecChanges(t *testing.T) {
@@ -70,7 +71,7 @@ func TestFinalErrorThatItsCodecChanges(t *testing.T) {
 		"idempotency_test.lossyValue": fmt.Errorf("charge: %w", lossyValue{7, "SECRET"}),
 		"*idempotency_test.hollow":    &hollow{"SECRET"},
 	} {
-		first, second, runs := failWith(t, idempotency.Final(err), kinds...)
+		runs, first, second := failWith(t, idempotency.Final(err), kinds...)
 		for _, got := range []error{first, second} {
 			if got == nil || errors.As(got, new(*idempotency.FinalError)) || !strings.Contains(got.Error(), name+" changes") || strings.Contains(got.Error(), "SECRET") {
 				t.Errorf("%s: %v; want an error that says what is wrong with the type, and not its text", name, got)
@@ -80,7 +81,7 @@ func TestFinalErrorThatItsCodecChanges(t *testing.T) {
 			t.Errorf("%s: %d runs of 2: something was recorded", name, runs)
 		}
 	}
-	first, second, runs := failWith(t, idempotency.Final(&careful{"balance"}), kinds...)
+	runs, first, second := failWith(t, idempotency.Final(&careful{"balance"}), kinds...)
 	for _, got := range []error{first, second} {
 		if as, ok := errors.AsType[*careful](got); !ok || as.Error() != "refused: balance" || runs != 1 {
 			t.Errorf("%v after %d runs; want the error with its reason, recorded once", got, runs)
@@ -107,7 +108,7 @@ func TestFinalJoinedWithAnotherError(t *testing.T) {
 		"wrapped twice":                {fmt.Errorf("%w: %w", errInfra, final), false},
 		"joined with a join of finals": {errors.Join(errors.Join(final, final), errInfra), false},
 	} {
-		first, second, runs := failWith(t, test.err, idempotency.FinalValue("business", errBusiness))
+		runs, first, second := failWith(t, test.err, idempotency.FinalValue("business", errBusiness))
 		for _, got := range []error{first, second} {
 			if test.recorded {
 				if recorded, ok := errors.AsType[*idempotency.FinalError](got); !ok || recorded.Code != "business" || runs != 1 {
@@ -142,7 +143,7 @@ func TestUnlistedFinalErrorSaysWhatToList(t *testing.T) {
 		"joined value":      {errors.Join(errBusiness, errInfra), ofValue},
 		"text with a value": {fmt.Errorf("%w and %w", errBusiness, errInfra), ofValue},
 	} {
-		first, _, runs := failWith(t, idempotency.Final(test.err))
+		runs, first, _ := failWith(t, idempotency.Final(test.err))
 		if !errors.Is(first, idempotency.ErrFinalUnlisted) || !strings.Contains(first.Error(), test.want) || !strings.Contains(first.Error(), fmt.Sprintf("%T", test.err)) || runs != 2 {
 			t.Errorf("%s: %v after %d runs; want ErrFinalUnlisted with %s", name, first, runs, test.want)
 		}
