@@ -42,7 +42,7 @@ func validateCodec(codec Codec) error {
 	case strings.Contains(name, typeSeparator):
 		reason = "has a name with a colon, which ends the name in Response.Type"
 	case name+typeSeparator == TypeErrorPrefix, name == TypeNone, name == TypeBytes:
-		reason = fmt.Sprintf("has the name %q, which means something else in Response.Type", name)
+		reason = `has a name that means something else in Response.Type: "error", "none" or "bytes"`
 	default:
 		return nil
 	}

@@ -17,8 +17,9 @@ import (
 // While another call holds the key, Do waits up to Params.Wait without holding
 // a connection, and then fails with ErrInProgress. Calls of one client for one
 // key wait in memory, and one of them asks the store for all. Other errors are
-// ErrInvalidParams, ErrFingerprintMismatch, ErrNested, ErrOwned, ErrOverloaded,
-// ErrSerializationFailure, ErrReadOnly, ErrOutcomeUnknown, *FinalError and
+// ErrInvalidParams, ErrFingerprintMismatch, ErrNested, ErrUnfinished, ErrOwned,
+// ErrTxAborted, ErrOverloaded, ErrUnavailable, ErrSerializationFailure,
+// ErrReadOnly, ErrOutcomeUnknown, ErrFinalUnlisted, *FinalError and
 // *ResultTypeError.
 func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 	fn func(ctx context.Context, tx TTx) (T, error),

@@ -53,8 +53,9 @@ var (
 	// ErrReadOnly means that no key can be claimed here: the transaction is read-only, or
 	// the server is a standby. Use a read-write transaction on the primary.
 	ErrReadOnly = errors.New("idempotency: transaction or server is read-only: use a read-write transaction on the primary")
-	// ErrFinalUnlisted means that an error was marked Final but its type is not in
-	// Config.FinalErrors. Nothing was recorded.
+	// ErrFinalUnlisted means that an error was marked Final and is not listed in
+	// Config.FinalErrors. Nothing was recorded. The text says what to list; the error
+	// that was marked is not in the chain.
 	ErrFinalUnlisted = errors.New("idempotency: final error is not listed in Config.FinalErrors")
 	// ErrNotReturned is what a Tracer is told where the function panicked or called
 	// runtime.Goexit. No call returns it: the panic goes on to the caller.

@@ -225,8 +225,8 @@ func TestUnlistedFinalErrorRollsBackAndSaysSo(t *testing.T) {
 	})
 	for _, err := range []error{doErr, doTxErr} {
 		var funds *insufficientFundsError
-		if !errors.Is(err, idempotency.ErrFinalUnlisted) || !errors.As(err, &funds) || !strings.Contains(err.Error(), "insufficientFundsError") {
-			t.Errorf("got %v, want ErrFinalUnlisted that names the type", err)
+		if !errors.Is(err, idempotency.ErrFinalUnlisted) || errors.As(err, &funds) || !strings.Contains(err.Error(), `FinalType[*tests_test.insufficientFundsError]("code")`) {
+			t.Errorf("got %v, want ErrFinalUnlisted that names the type, and not the error itself", err)
 		}
 	}
 	if _, err := b.client.Get(t.Context(), params("k").Key); !errors.Is(err, idempotency.ErrNotFound) || b.effects(t, "k") != 0 {
