@@ -26,9 +26,11 @@ test: ## run every test; RACE=1 adds the race detector
 test/race: ## run every test with the race detector
 	@$(MAKE) --no-print-directory test RACE=1
 
-# How many worlds to simulate, and how long each fuzz target runs.
+# How many worlds to simulate, and how many inputs each fuzz target gets. Not a
+# time: at its end Go 1.26 fails now and then without a finding (golang/go#75804).
+# Nor a time for making an input smaller, which is a minute for each otherwise.
 SEEDS ?= 100000
-FUZZTIME ?= 10s
+FUZZCOUNT ?= 150000
 
 .PHONY: chaos
 chaos: ## cut, kill, interleave and simulate; prints what was injected and what came of it
@@ -39,7 +41,7 @@ chaos: ## cut, kill, interleave and simulate; prints what was injected and what 
 	.ci/tables -timeout 20m $(MODULE)/tests -run '^TestStoreModel$$' -rapid.checks=500
 	@targets=$$(go test -list '^Fuzz' $(MODULE)/idempotency | grep '^Fuzz') || { echo "no fuzz target" >&2; exit 1; }; \
 	for target in $$targets; do \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $(MODULE)/idempotency || exit 1; \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZCOUNT)x -fuzzminimizetime 1000x $(MODULE)/idempotency || exit 1; \
 	done
 
 .PHONY: mutants

@@ -4,6 +4,12 @@
 // application's own goose migrations are neither read nor numbered with these.
 // An application that would rather run one set of migrations copies the files
 // of package migrations into its own.
+//
+// The tables are made in the first schema of search_path that exists. Where there
+// is none, every function of this package fails and creates nothing, and so it
+// does where the tables are found in a later schema of search_path: empty ones in
+// front of them would let every operation run again. The error names both schemas
+// and the two ways out: search_path set to the one, or to the other alone.
 package migrate
 
 import (
@@ -45,7 +51,7 @@ type Migration struct {
 // Where nothing is pending, Up only reads, so a role without the right to
 // create tables may call it at every start.
 func Up(ctx context.Context, pool *pgxpool.Pool) error {
-	return withProvider(pool, "up", func(provider *goose.Provider) error {
+	return withProvider(ctx, pool, "up", func(provider *goose.Provider) error {
 		// Without pending work there is no reason to take the lock.
 		if pending, err := provider.HasPending(ctx); err == nil && !pending {
 			return nil
@@ -58,7 +64,7 @@ func Up(ctx context.Context, pool *pgxpool.Pool) error {
 // Down undoes the newest migration. Undoing the first one drops the tables and
 // with them every recorded answer. With nothing to undo it does nothing.
 func Down(ctx context.Context, pool *pgxpool.Pool) error {
-	return withProvider(pool, "down", func(provider *goose.Provider) error {
+	return withProvider(ctx, pool, "down", func(provider *goose.Provider) error {
 		if _, err := provider.Down(ctx); err != nil && !errors.Is(err, goose.ErrNoNextVersion) {
 			return err
 		}
@@ -70,7 +76,7 @@ func Down(ctx context.Context, pool *pgxpool.Pool) error {
 // the database has none.
 func Status(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
 	var migrations []Migration
-	err := withProvider(pool, "status", func(provider *goose.Provider) error {
+	err := withProvider(ctx, pool, "status", func(provider *goose.Provider) error {
 		statuses, err := provider.Status(ctx)
 		for _, status := range statuses {
 			migrations = append(migrations, Migration{
@@ -84,7 +90,10 @@ func Status(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
 	return migrations, err
 }
 
-func withProvider(pool *pgxpool.Pool, command string, fn func(*goose.Provider) error) (err error) {
+func withProvider(ctx context.Context, pool *pgxpool.Pool, command string, fn func(*goose.Provider) error) (err error) {
+	if err := checkSchema(ctx, pool); err != nil {
+		return fmt.Errorf("migrate: %s: %w", command, err)
+	}
 	db := stdlib.OpenDBFromPool(pool)
 	defer func() {
 		if closeErr := db.Close(); err == nil && closeErr != nil {

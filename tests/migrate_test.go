@@ -135,18 +135,8 @@ func TestMigrateUpWithoutCreateRights(t *testing.T) {
 	t.Parallel()
 	config := pgtest.Config(t)
 	owner := poolWith(t, config.Copy())
-	// Roles belong to the whole server, which other runs may share.
-	role := "samecommit_test_" + strings.ToLower(rand.Text())
-	t.Cleanup(func() {
-		ctx := context.WithoutCancel(t.Context())
-		for _, statement := range []string{"DROP OWNED BY " + role, "DROP ROLE " + role} {
-			if _, err := owner.Exec(ctx, statement); err != nil {
-				t.Error(err)
-			}
-		}
-	})
+	role := newRole(t, owner)
 	for _, statement := range []string{
-		"CREATE ROLE " + role,
 		// Up to PostgreSQL 14 everybody may create tables there.
 		"REVOKE CREATE ON SCHEMA public FROM PUBLIC",
 		"GRANT SELECT ON " + migrate.VersionTable + " TO " + role,
@@ -164,6 +154,121 @@ func TestMigrateUpWithoutCreateRights(t *testing.T) {
 	}
 	if err := migrate.Up(t.Context(), pool); err != nil {
 		t.Errorf("Up on a migrated database: %v", err)
+	}
+}
+
+// A role with a schema of its own name, PostgreSQL's pattern for schemas that are
+// safe to use, must not get an empty table in front of the one that has its keys.
+func TestMigrateUpInFrontOfATable(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name, prepare string
+		// paths are those on which Up works, besides.
+		paths []string
+	}{
+		{name: "made by Up", paths: []string{"public"}},
+		{name: "made by the application", prepare: "DROP TABLE " + migrate.VersionTable},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			config := pgtest.Config(t)
+			owner := newBench(t, poolWith(t, config.Copy()), nil, nil).pool
+			role := newRole(t, owner)
+			if _, err := owner.Exec(t.Context(), "CREATE SCHEMA "+role+" AUTHORIZATION "+role+
+				"; GRANT ALL ON ALL TABLES IN SCHEMA public TO "+role+"; "+test.prepare); err != nil {
+				t.Fatal(err)
+			}
+			config.ConnConfig.RuntimeParams["role"] = role
+			pool := poolWith(t, config)
+			do := func() {
+				t.Helper()
+				// As a process that starts anew: a prepared statement keeps its table.
+				b := openBench(t, poolWith(t, config.Copy()), nil, nil)
+				if _, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k")); err != nil {
+					t.Fatal(err)
+				}
+			}
+
+			do()
+			for _, command := range migrateCommands {
+				err := command.run(t.Context(), pool)
+				if err == nil || !strings.Contains(err.Error(), "schema public") || !strings.Contains(err.Error(), "schema "+role) {
+					t.Errorf("%s: error is %v, want one that names schemas public and %s", command.name, err, role)
+				}
+				do()
+				if n := count(t, pool, "SELECT count(*) FROM effects"); n != 1 {
+					t.Errorf("%d effects of one key after %s, want 1", n, command.name)
+				}
+			}
+			if n := count(t, owner, "SELECT count(*) FROM pg_class WHERE relnamespace = $1::regnamespace", role); n != 0 {
+				t.Errorf("%d tables and indexes were made in schema %s", n, role)
+			}
+			// As the error says.
+			for _, path := range append(test.paths, role) {
+				config := config.Copy()
+				config.ConnConfig.RuntimeParams["search_path"] = path
+				if err := migrate.Up(t.Context(), poolWith(t, config)); err != nil {
+					t.Errorf("with search_path=%s: %v", path, err)
+				}
+			}
+			// Then the one in front is the role's own.
+			if err := migrate.Up(t.Context(), pool); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Where only the version table is left after migrate.Down, the tables belong
+// where it is.
+func TestMigrateUpInFrontOfAVersionTable(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	owner := poolWith(t, config.Copy())
+	for range migrationFiles(t) {
+		if err := migrate.Down(t.Context(), owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := owner.Exec(t.Context(), "CREATE SCHEMA app"); err != nil {
+		t.Fatal(err)
+	}
+	config.ConnConfig.RuntimeParams["search_path"] = "app, public"
+	err := migrate.Up(t.Context(), poolWith(t, config))
+	if err == nil || !strings.Contains(err.Error(), migrate.VersionTable+" is in schema public") || !strings.Contains(err.Error(), "schema app") {
+		t.Errorf("error is %v, want one that names the table and both schemas", err)
+	}
+	if hasTable(t, owner, "app."+migrate.VersionTable) || hasTable(t, owner, "app.idempotency_keys") {
+		t.Error("tables were made in schema app")
+	}
+}
+
+// A temporary table is in front of every schema, whatever search_path says.
+func TestMigrateUpBehindATemporaryTable(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	config.MaxConns = 1
+	pool := poolWith(t, config)
+	if _, err := pool.Exec(t.Context(), "CREATE TEMPORARY TABLE idempotency_keys (LIKE idempotency_keys)"); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range migrateCommands {
+		if err := command.run(t.Context(), pool); err == nil || !strings.Contains(err.Error(), "temporary table idempotency_keys") {
+			t.Errorf("%s: error is %v, want one about the temporary table", command.name, err)
+		}
+	}
+}
+
+func TestMigrateWithoutASchema(t *testing.T) {
+	t.Parallel()
+	// With the tables in a schema that is not looked at.
+	config := pgtest.Config(t)
+	config.ConnConfig.RuntimeParams["search_path"] = "missing, gone"
+	pool := poolWith(t, config)
+	for _, command := range migrateCommands {
+		if err := command.run(t.Context(), pool); err == nil || !strings.Contains(err.Error(), "no schema of search_path (missing, gone) exists") {
+			t.Errorf("%s: error is %v, want one that names search_path", command.name, err)
+		}
 	}
 }
 
@@ -258,6 +363,38 @@ func TestUnmigratedDatabaseNamesTheMigration(t *testing.T) {
 			}
 		})
 	}
+}
+
+// migrateCommands are the functions of package migrate.
+var migrateCommands = []struct {
+	name string
+	run  func(context.Context, *pgxpool.Pool) error
+}{
+	{"Status", func(ctx context.Context, pool *pgxpool.Pool) error {
+		_, err := migrate.Status(ctx, pool)
+		return err
+	}},
+	{"Up", migrate.Up},
+	{"Down", migrate.Down},
+}
+
+// newRole makes a role that ends with the test. Roles belong to the whole server,
+// which other runs may share.
+func newRole(t *testing.T, owner *pgxpool.Pool) string {
+	t.Helper()
+	role := "samecommit_test_" + strings.ToLower(rand.Text())
+	if _, err := owner.Exec(t.Context(), "CREATE ROLE "+role); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		for _, statement := range []string{"DROP OWNED BY " + role, "DROP ROLE " + role} {
+			if _, err := owner.Exec(ctx, statement); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return role
 }
 
 // poolWith returns a pool that is closed with the test.

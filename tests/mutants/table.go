@@ -706,6 +706,21 @@ var table = []mutant{
 		test:  "TestMigrateUpConcurrently",
 	},
 	{
+		name: "an empty table in front of the one with the keys", breaks: once,
+		edits: []edit{{"migrate/schema.go", "\tcase p.keys != \"\" && p.keys != p.created:", "\tcase p.keys != \"\" && p.created == \"\":"}},
+		test:  "TestMigrateUpInFrontOfATable/made by the application",
+	},
+	{
+		name: "tables in front of the version table", breaks: once,
+		edits: []edit{{"migrate/schema.go", "\tcase p.version != \"\":", "\tcase p.version != \"\" && p.created == \"\":"}},
+		test:  "TestMigrateUpInFrontOfAVersionTable",
+	},
+	{
+		name: "a temporary table passes for the real one", breaks: once,
+		edits: []edit{{"migrate/schema.go", "\tcase p.temporary:", "\tcase p.temporary && p.created == \"\":"}},
+		test:  "TestMigrateUpBehindATemporaryTable",
+	},
+	{
 		name: "migrations share the application's table", breaks: upgrade,
 		edits: []edit{{"migrate/migrate.go", "goose.WithTableName(VersionTable)", "goose.WithTableName(goose.DefaultTablename)"}},
 		test:  "TestMigrateLeavesTheApplicationsGooseAlone",
