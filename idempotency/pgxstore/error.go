@@ -53,19 +53,20 @@ var errTryAgain = fmt.Errorf("%w: another transaction changed the key meanwhile"
 
 // SQLSTATEs that our statements raise, or meet, on purpose.
 const (
-	codeDivisionByZero  = "22012" // the row is no longer as it was seen, or the claim is lost
-	codeInvalidText     = "22P02" // the transaction that did the work has ended
-	codeUniqueViolation = "23505"
-	codeNoPrivilege     = "42501"
-	codeLockTimeout     = "55P03"
-	codeUndefinedTable  = "42P01"
-	codeUndefinedColumn = "42703"
-	codeForeignKey      = "23503"
-	codeReadOnly        = "25006"
-	codeNoTransaction   = "25P01"
-	codeTxAborted       = "25P02"
-	codeDuplicateName   = "42P05" // of a prepared statement
-	codeUndefinedName   = "26000" // of a prepared statement
+	codeDivisionByZero    = "22012" // the row is no longer as it was seen, or the claim is lost
+	codeInvalidText       = "22P02" // the transaction that did the work has ended
+	codeUniqueViolation   = "23505"
+	codeNoPrivilege       = "42501"
+	codeLockTimeout       = "55P03"
+	codeUndefinedTable    = "42P01"
+	codeUndefinedColumn   = "42703"
+	codeForeignKey        = "23503"
+	codeReadOnly          = "25006"
+	codeNoTransaction     = "25P01"
+	codeTxAborted         = "25P02"
+	codeDuplicateName     = "42P05" // of a prepared statement
+	codeUndefinedName     = "26000" // of a prepared statement
+	codeIdleInTransaction = "25P03" // idle_in_transaction_session_timeout has ended the connection
 )
 
 // guard is the constraint that keeps a key which was begun and not completed
@@ -117,6 +118,9 @@ func (s *Store) explain(key idempotency.Key, doing string, err error) error {
 	if cause := sentinel(err); cause != nil {
 		return &idempotency.KeyError{Key: key, Err: fmt.Errorf("%w: %s: %w", cause, doing, err)}
 	}
+	if isUnavailable(err) {
+		return &idempotency.KeyError{Key: key, Err: fmt.Errorf("%w: %s: %w", idempotency.ErrUnavailable, doing, err)}
+	}
 	return explainSchema(doing, err)
 }
 
@@ -130,7 +134,7 @@ func sentinel(err error) error {
 		return nil
 	case pgErr.Code == codeNoTransaction:
 		return idempotency.ErrTxEnded
-	case txhelper.IsRetryable(err):
+	case txhelper.IsRetryable(err) && !errors.Is(err, txhelper.ErrConnectionLost):
 		return idempotency.ErrSerializationFailure
 	case pgErr.Code == codeTxAborted:
 		return idempotency.ErrTxAborted
@@ -206,6 +210,9 @@ func checkEncodingOf(conn *pgconn.PgConn) error {
 func explainOwned(err error) error {
 	if errors.Is(err, txhelper.ErrOwned) || errors.Is(err, txhelper.ErrEnded) {
 		return fmt.Errorf("%w: %w", idempotency.ErrOwned, err)
+	}
+	if errors.Is(err, txhelper.ErrAborted) || errors.Is(err, txhelper.ErrRowsOpen) {
+		return fmt.Errorf("%w: %w", idempotency.ErrTxAborted, err)
 	}
 	return err
 }

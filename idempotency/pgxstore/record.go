@@ -125,7 +125,7 @@ func (s *Store) get(ctx context.Context, q txhelper.Querier, key idempotency.Key
 	}
 	found, err := s.lookUp(ctx, q, key)
 	if err != nil {
-		return nil, s.explain(key, "get", err)
+		return nil, s.explain(key, "get", lostBeforeCommit(err))
 	}
 	if found == nil || found.completed() && !found.live() {
 		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNotFound}
@@ -133,7 +133,7 @@ func (s *Store) get(ctx context.Context, q txhelper.Querier, key idempotency.Key
 	if found.unfinished() {
 		own, err := s.isOwn(ctx, q, found)
 		if err != nil {
-			return nil, s.explain(key, "get", err)
+			return nil, s.explain(key, "get", lostBeforeCommit(err))
 		}
 		if !own {
 			return nil, strayError(key)

@@ -33,7 +33,7 @@ func (v *verbs) Begin(ctx context.Context, params *idempotency.BeginParams) (*id
 		return nil, &idempotency.KeyError{Key: params.Key, Err: idempotency.ErrNested}
 	}
 	outcome, err := v.store.claim(ctx, v.tx, params)
-	return outcome, v.explain(params.Key, "begin", err)
+	return outcome, v.explain(params.Key, "begin", lostBeforeCommit(err))
 }
 
 // Complete records the response as part of the transaction. Where the claim is
@@ -53,7 +53,7 @@ func (v *verbs) Complete(ctx context.Context, claim *idempotency.Claim, response
 	if refused != nil {
 		return nil, refused
 	}
-	return record, v.explain(claim.Key, "complete", err)
+	return record, v.explain(claim.Key, "complete", lostBeforeCommit(err))
 }
 
 // noClaim stands for a claim that is refused. It matches no row, so the
