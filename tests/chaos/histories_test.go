@@ -326,7 +326,7 @@ func (i *injector) report(t *testing.T, history []*call, ambiguous [2]int) {
 		return
 	}
 	for _, f := range faults {
-		if (f == backendKill || f == serverKill) && i.load.server.data == "" {
+		if (f == backendKill || f == serverKill) && i.load.server.own == nil {
 			continue // not to be had on this server, as was logged
 		}
 		for _, k := range tellable {

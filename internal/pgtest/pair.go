@@ -1,0 +1,158 @@
+//go:build unix
+
+package pgtest
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/internal/pgserver"
+	"github.com/samecommit/samecommit/migrate"
+)
+
+// Pair is a primary and its streaming standby, servers of a test's own whose
+// database has samecommit's tables. Replication is asynchronous until
+// Synchronous is called.
+type Pair struct {
+	Primary, Standby *pgserver.Local
+
+	url string
+}
+
+// NewPair starts a primary and a standby, which end with the test. Where this
+// machine has no server's binaries the test is skipped.
+func NewPair(t testing.TB) *Pair {
+	t.Helper()
+	p := &Pair{}
+	p.Primary = p.start(t, nil)
+	// The standby comes with the tables.
+	pool, err := pgxpool.New(t.Context(), p.Primary.URL)
+	if err == nil {
+		err = migrate.Up(t.Context(), pool)
+		pool.Close()
+	}
+	if err != nil {
+		t.Fatalf("pgtest: migrate the primary: %v", err)
+	}
+	p.Standby = p.start(t, p.Primary)
+
+	primary, standby := parseURL(t, p.Primary.URL), parseURL(t, p.Standby.URL)
+	primary.Host += "," + standby.Host
+	query := primary.Query()
+	query.Set("target_session_attrs", "read-write")
+	primary.RawQuery = query.Encode()
+	p.url = primary.String()
+	return p
+}
+
+func (p *Pair) start(t testing.TB, primary *pgserver.Local) *pgserver.Local {
+	t.Helper()
+	server, err := pgserver.StartLocal(t.Context(), &pgserver.LocalOptions{
+		Restart: true, Primary: primary,
+		// A standby that lost its primary tries again after 5 seconds by default.
+		Settings: []string{"wal_retrieve_retry_interval=50ms"},
+	})
+	if errors.Is(err, pgserver.ErrNoBinaries) {
+		t.Skipf("this test takes servers of its own down, so it needs their binaries: %v", err)
+	}
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("pgtest: the log of %s ends:\n%s", server.Name, server.Log())
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), stopTimeout)
+		defer cancel()
+		if err := server.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return server
+}
+
+// Config returns the configuration of a pool that finds whichever of the two
+// servers can be written to.
+func (p *Pair) Config(t testing.TB) *pgxpool.Config {
+	t.Helper()
+	return parse(t, p.url)
+}
+
+// Synchronous makes every commit on the primary wait for the standby. When it
+// returns, all earlier ones can be seen there.
+func (p *Pair) Synchronous(t testing.TB) {
+	t.Helper()
+	p.Do(t, p.Primary, func(ctx context.Context, conn *pgx.Conn) error {
+		for _, statement := range []string{
+			`ALTER SYSTEM SET synchronous_standby_names = ` + p.Standby.Name,
+			`SELECT pg_reload_conf()`,
+		} {
+			if _, err := conn.Exec(ctx, statement); err != nil {
+				return err
+			}
+		}
+		ticker := time.NewTicker(5 * time.Millisecond)
+		defer ticker.Stop()
+		for synchronous := false; !synchronous; {
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_stat_replication WHERE application_name = $1 AND sync_state = 'sync')`,
+				p.Standby.Name).Scan(&synchronous); err != nil {
+				return err
+			}
+		}
+		// Its record comes after those of all earlier commits.
+		_, err := conn.Exec(ctx, `SET synchronous_commit = remote_apply; SELECT pg_logical_emit_message(true, 'pgtest', '')`)
+		return err
+	})
+}
+
+// Promote makes the standby the primary, and the other way round: what is now
+// Standby is a former primary, to be taken down, or already so.
+func (p *Pair) Promote(t testing.TB) {
+	t.Helper()
+	if err := p.Standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.Primary, p.Standby = p.Standby, p.Primary
+}
+
+// Follow makes a former primary, which is down, a standby again.
+func (p *Pair) Follow(t testing.TB) {
+	t.Helper()
+	if err := p.Standby.Follow(t.Context(), p.Primary); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Do calls fn with a connection to one of the servers, which it closes.
+func (p *Pair) Do(t testing.TB, server *pgserver.Local, fn func(ctx context.Context, conn *pgx.Conn) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), stopTimeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, server.URL)
+	if err == nil {
+		err = errors.Join(fn(ctx, conn), conn.Close(ctx))
+	}
+	if err != nil {
+		t.Fatalf("pgtest: on the server %s: %v", server.Name, err)
+	}
+}
+
+func parseURL(t testing.TB, text string) *url.URL {
+	t.Helper()
+	parsed, err := url.Parse(text)
+	if err != nil {
+		t.Fatalf("pgtest: %v", err)
+	}
+	return parsed
+}
