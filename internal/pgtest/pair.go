@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -114,6 +116,56 @@ func (p *Pair) Synchronous(t testing.TB) {
 		_, err := conn.Exec(ctx, `SET synchronous_commit = remote_apply; SELECT pg_logical_emit_message(true, 'pgtest', '')`)
 		return err
 	})
+}
+
+// CrashPrimary takes the primary down without a word to anyone.
+func (p *Pair) CrashPrimary(t testing.TB) { p.down(t, p.Primary) }
+
+// StopStandby takes the standby down until start is called, or else the test
+// ends. It can be read when start returns, and may still be on its way to the
+// primary.
+func (p *Pair) StopStandby(t testing.TB) (start func()) {
+	t.Helper()
+	standby := p.Standby
+	p.down(t, standby)
+	return once(t, func(ctx context.Context) error { return standby.Up(ctx) })
+}
+
+func (p *Pair) down(t testing.TB, server *pgserver.Local) {
+	t.Helper()
+	if err := server.Down(t.Context(), syscall.SIGQUIT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// SilenceStandby stops the process that receives from the primary, which notices
+// nothing, until resume is called, or else the test ends.
+func (p *Pair) SilenceStandby(t testing.TB) (resume func()) {
+	t.Helper()
+	var pid int
+	p.Do(t, p.Standby, func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT pid FROM pg_stat_wal_receiver`).Scan(&pid)
+	})
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatalf("pgtest: stop the receiver of %s: %v", p.Standby.Name, err)
+	}
+	return once(t, func(context.Context) error { return syscall.Kill(pid, syscall.SIGCONT) })
+}
+
+// once returns a function that calls fn the first time, at the latest when the
+// test ends.
+func once(t testing.TB, fn func(ctx context.Context) error) func() {
+	var once sync.Once
+	call := func() {
+		t.Helper()
+		once.Do(func() {
+			if err := fn(context.WithoutCancel(t.Context())); err != nil {
+				t.Errorf("pgtest: %v", err)
+			}
+		})
+	}
+	t.Cleanup(call)
+	return call
 }
 
 // Promote makes the standby the primary, and the other way round: what is now
