@@ -99,18 +99,9 @@ func (p *Pair) Synchronous(t testing.TB) {
 				return err
 			}
 		}
-		ticker := time.NewTicker(5 * time.Millisecond)
-		defer ticker.Stop()
-		for synchronous := false; !synchronous; {
-			select {
-			case <-ticker.C:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_stat_replication WHERE application_name = $1 AND sync_state = 'sync')`,
-				p.Standby.Name).Scan(&synchronous); err != nil {
-				return err
-			}
+		if err := until(ctx, conn, `SELECT EXISTS (SELECT FROM pg_stat_replication WHERE application_name = $1 AND sync_state = 'sync')`,
+			p.Standby.Name); err != nil {
+			return err
 		}
 		// Its record comes after those of all earlier commits.
 		_, err := conn.Exec(ctx, `SET synchronous_commit = remote_apply; SELECT pg_logical_emit_message(true, 'pgtest', '')`)
@@ -119,7 +110,10 @@ func (p *Pair) Synchronous(t testing.TB) {
 }
 
 // CrashPrimary takes the primary down without a word to anyone.
-func (p *Pair) CrashPrimary(t testing.TB) { p.down(t, p.Primary) }
+func (p *Pair) CrashPrimary(t testing.TB) {
+	t.Helper()
+	p.down(t, p.Primary)
+}
 
 // StopStandby takes the standby down until start is called, or else the test
 // ends. It can be read when start returns, and may still be on its way to the
@@ -168,14 +162,43 @@ func once(t testing.TB, fn func(ctx context.Context) error) func() {
 	return call
 }
 
+// DetachStandby lets the standby receive nothing more, in the middle of what it
+// receives.
+func (p *Pair) DetachStandby(t testing.TB) {
+	t.Helper()
+	p.Do(t, p.Standby, func(ctx context.Context, conn *pgx.Conn) error {
+		for _, statement := range []string{`ALTER SYSTEM SET primary_conninfo = ''`, `SELECT pg_reload_conf()`} {
+			if _, err := conn.Exec(ctx, statement); err != nil {
+				return err
+			}
+		}
+		return until(ctx, conn, `SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)`)
+	})
+}
+
+// Attached waits until the standby receives what the primary commits.
+func (p *Pair) Attached(t testing.TB) {
+	t.Helper()
+	p.Do(t, p.Primary, func(ctx context.Context, conn *pgx.Conn) error {
+		return until(ctx, conn, `SELECT EXISTS (SELECT FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming')`,
+			p.Standby.Name)
+	})
+}
+
 // Promote makes the standby the primary, and the other way round: what is now
-// Standby is a former primary, to be taken down, or already so.
+// Standby is a former primary, to be fenced, or already down.
 func (p *Pair) Promote(t testing.TB) {
 	t.Helper()
 	if err := p.Standby.Promote(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	p.Primary, p.Standby = p.Standby, p.Primary
+}
+
+// Fence takes a former primary down.
+func (p *Pair) Fence(t testing.TB) {
+	t.Helper()
+	p.down(t, p.Standby)
 }
 
 // Follow makes a former primary, which is down, a standby again.
@@ -197,6 +220,23 @@ func (p *Pair) Do(t testing.TB, server *pgserver.Local, fn func(ctx context.Cont
 	}
 	if err != nil {
 		t.Fatalf("pgtest: on the server %s: %v", server.Name, err)
+	}
+}
+
+// until asks until the answer is true.
+func until(ctx context.Context, conn *pgx.Conn, query string, args ...any) error {
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		var yes bool
+		if err := conn.QueryRow(ctx, query, args...).Scan(&yes); yes || err != nil {
+			return err
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
