@@ -163,6 +163,7 @@ func (f *flightTracer) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchE
 func TestSyncStandby(t *testing.T) {
 	t.Parallel()
 	p := newSyncPair(t)
+	//nolint:paralleltest // there is one standby
 	for name, lose := range map[string]struct {
 		commitTimeout time.Duration
 		cut           bool
@@ -173,7 +174,7 @@ func TestSyncStandby(t *testing.T) {
 		"the waiting backend is terminated": {commitTimeout: patient, terminate: true},
 		"the connection breaks":             {commitTimeout: patient, cut: true},
 	} {
-		t.Run(name, func(t *testing.T) { //nolint:paralleltest // there is one standby
+		t.Run(name, func(t *testing.T) {
 			config := p.config(t)
 			flights := &flightTracer{}
 			config.ConnConfig.Tracer = flights
@@ -249,6 +250,7 @@ func TestSyncStandby(t *testing.T) {
 // testPromoted ends the primary while commits wait for a standby that is down,
 // and promotes that.
 func (p *syncPair) testPromoted(t *testing.T) {
+	t.Helper()
 	const calls = 12
 	pool, err := pgxpool.NewWithConfig(t.Context(), p.config(t))
 	if err != nil {

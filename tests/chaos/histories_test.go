@@ -46,7 +46,7 @@ func TestHistories(t *testing.T) { //nolint:paralleltest // it counts goroutines
 	audits := l.run(t.Context(), i)
 	loadTook := time.Since(l.began)
 
-	history := l.finish(t.Context())
+	history := l.finish()
 	l.auditHistory(t.Context(), history)
 	checking := time.Now()
 	l.wantLinearizable(history)
@@ -106,7 +106,8 @@ func (l *load) run(parent context.Context, i *injector) (audits int) {
 
 // finish closes the processes, which must have been given everything back,
 // settles what is open, and returns the history.
-func (l *load) finish(ctx context.Context) (history []*call) {
+func (l *load) finish() (history []*call) {
+	ctx := l.t.Context()
 	for _, p := range l.processes {
 		p.close(ctx)
 	}
