@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -244,7 +245,18 @@ func TestSyncStandby(t *testing.T) {
 		}
 	})
 
-	t.Run("the standby is promoted", func(t *testing.T) { p.testPromoted(t) }) //nolint:paralleltest // it ends the primary
+	//nolint:paralleltest // each ends a primary
+	for name, test := range map[string]func(t *testing.T){
+		"the standby is promoted":        p.testPromoted,
+		"the primary is no longer there": p.testReplaced,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p.admin = poolOn(t, p.Primary)
+			test(t)
+			p.Follow(t)
+			p.Synchronous(t)
+		})
+	}
 }
 
 // testPromoted ends the primary while commits wait for a standby that is down,
@@ -309,5 +321,67 @@ func (p *syncPair) testPromoted(t *testing.T) {
 	}
 	if lost > 0 {
 		t.Errorf("%d of %d acknowledged answers were lost with the primary", lost, len(acknowledged))
+	}
+}
+
+// testReplaced promotes the standby while the primary still answers. What has
+// been seen on that one is lost, although the next connection, to the other one,
+// could confirm anything.
+func (p *syncPair) testReplaced(t *testing.T) {
+	t.Helper()
+	p.DetachStandby(t)
+	r := newReplaced(t, p)
+	b := openBench(t, poolWith(t, r.config), &pgxstore.Config{CommitTimeout: patient, ResolveTimeout: patient}, nil)
+	call := b.start(t, "looked for")
+	waitFor(t, func() bool { return len(p.waiting(t)) > 0 })
+	p.Promote(t)
+	r.armed.Store(true)
+	p.signal(t, "pg_terminate_backend", call.backend.Load())
+	<-call.done
+	if !r.gone.Load() {
+		t.Error("the old primary was not looked at: this test no longer meets what it is about")
+	}
+	effects := openBench(t, poolOn(t, p.Primary), nil, nil).effects(t, call.name)
+	if call.err == nil && effects != 1 || call.err != nil && !errors.Is(call.err, idempotency.ErrOutcomeUnknown) {
+		t.Errorf("%+v, %v, %d effects on the promoted server; want one effect, or ErrOutcomeUnknown", call.result, call.err, effects)
+	}
+	p.Fence(t)
+}
+
+// replaced is a primary that is gone, with another in its place, after the first
+// flight since armed was set.
+type replaced struct {
+	flightTracer
+	config      *pgxpool.Config
+	armed, gone atomic.Bool
+}
+
+func newReplaced(t *testing.T, p *syncPair) *replaced {
+	t.Helper()
+	old, err := pgxpool.ParseConfig(p.Primary.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := pgxpool.ParseConfig(p.Standby.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &replaced{config: old}
+	old.ConnConfig.Tracer = r
+	old.ConnConfig.RuntimeParams["application_name"] = t.Name()
+	dial := old.ConnConfig.DialFunc
+	old.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if r.gone.Load() {
+			address = net.JoinHostPort(next.ConnConfig.Host, fmt.Sprint(next.ConnConfig.Port))
+		}
+		return dial(ctx, network, address)
+	}
+	return r
+}
+
+func (r *replaced) TraceBatchEnd(_ context.Context, conn *pgx.Conn, data pgx.TraceBatchEndData) {
+	if data.Err == nil && r.armed.CompareAndSwap(true, false) {
+		r.gone.Store(true)
+		_ = conn.PgConn().Conn().Close()
 	}
 }

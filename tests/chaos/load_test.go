@@ -319,6 +319,9 @@ func (w *worker) next(ctx context.Context, now int64) []*call {
 	cancelAfter := callTimeout
 	if w.chance(4) {
 		cancelAfter = time.Duration(w.random.IntN(8000)) * time.Microsecond
+		for _, c := range calls {
+			c.hurried = true
+		}
 	}
 	w.process.make(ctx, calls, w.random.IntN(len(levels)), wait, cancelAfter, end)
 	return calls

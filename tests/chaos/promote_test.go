@@ -211,7 +211,7 @@ func (r *report) count(history []*call, outages []outage) {
 			r.slowest = max(r.slowest, time.Duration(c.end-c.start))
 		case c.kind == unknown:
 			r.unknown++
-		case c.verb == verbDo && c.kind == failed && errors.As(c.err, &down) && !errors.Is(c.err, context.DeadlineExceeded):
+		case c.verb == verbDo && !c.hurried && errors.As(c.err, &down):
 			r.refused++
 		}
 		for _, o := range outages {
