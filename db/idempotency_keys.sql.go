@@ -12,6 +12,25 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
+const confirmDurable = `-- name: ConfirmDurable :exec
+SELECT
+    set_config(
+        'synchronous_commit',
+        CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END,
+        true
+    ) AS synchronous_commit,
+    pg_logical_emit_message(true, 'samecommit', ''::text) AS message
+`
+
+// Writes to the log, so that its commit waits for a synchronous standby: once it
+// has committed, so has, on the standby too, whatever was visible before. A
+// transaction that may not wait for one, by its settings, waits all the same: the
+// one that is confirmed may have been told to.
+func (q *Queries) ConfirmDurable(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, confirmDurable)
+	return err
+}
+
 const keyBeginMany = `-- name: KeyBeginMany :exec
 SELECT
     set_config(

@@ -515,3 +515,16 @@ LEFT JOIN completed
 -- To the end of the transaction, so that a pooled connection does not carry it
 -- to its next user.
 SELECT set_config(@name::text, @value::text, true);
+
+-- name: ConfirmDurable :exec
+-- Writes to the log, so that its commit waits for a synchronous standby: once it
+-- has committed, so has, on the standby too, whatever was visible before. A
+-- transaction that may not wait for one, by its settings, waits all the same: the
+-- one that is confirmed may have been told to.
+SELECT
+    set_config(
+        'synchronous_commit',
+        CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END,
+        true
+    ) AS synchronous_commit,
+    pg_logical_emit_message(true, 'samecommit', ''::text) AS message;

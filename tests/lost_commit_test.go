@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -318,24 +319,23 @@ func TestKilledBackends(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	stop, stopped := make(chan struct{}), make(chan struct{})
+	// One kill for a call, after a number of flights of the killer's own: at what
+	// time of the call, the machine's speed does not decide.
+	calls, stopped := make(chan struct{}), make(chan struct{})
 	kills := 0
 	go func() {
 		defer close(stopped)
-		ticker := time.NewTicker(5 * time.Millisecond)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-stop:
-				return
-			case <-ticker.C:
+		for range calls {
+			for range rand.IntN(8) {
+				if err := killer.Ping(t.Context()); err != nil {
+					t.Error(err)
+				}
 			}
 			var killed bool
 			err := killer.QueryRow(t.Context(), `SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM
 				(SELECT pid FROM pg_stat_activity WHERE application_name = 'victim' AND datname = current_database() ORDER BY random() LIMIT 1) AS v`).Scan(&killed)
 			if err != nil {
 				t.Error(err)
-				return
 			}
 			if killed {
 				kills++
@@ -347,11 +347,15 @@ func TestKilledBackends(t *testing.T) {
 		name := strings.Repeat("k", k+1)
 		p := params(name)
 		waitFor(t, func() bool {
+			select {
+			case calls <- struct{}{}:
+			default: // the last kill is still to come
+			}
 			_, err := idempotency.Do(t.Context(), b.client, p, charge(name))
 			return err == nil
 		})
 	}
-	close(stop)
+	close(calls)
 	<-stopped
 	var effects, doubles int
 	if err := killer.QueryRow(t.Context(), `SELECT count(*), count(*) FILTER (WHERE n > 1) FROM (SELECT count(*) AS n FROM effects GROUP BY name) AS e`).Scan(&effects, &doubles); err != nil {

@@ -419,10 +419,8 @@ func TestIgnoredSerializationFailureRunsAgain(t *testing.T) {
 	runs := 0
 	result, err := idempotency.Do(t.Context(), b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (int, error) {
 		if runs++; runs == 1 {
-			_ = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
-				_, err := tx.Exec(ctx, `DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40001'; END $$`)
-				return err
-			})
+			_ = raise(ctx, tx, "40001")
+			return runs, nil
 		}
 		return runs, effect(ctx, tx, "k")
 	})

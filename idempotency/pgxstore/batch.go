@@ -273,5 +273,8 @@ func explainMany(doing string, err error) error {
 	if cause := sentinel(err); cause != nil {
 		return fmt.Errorf("%w: %s: %w", cause, doing, err)
 	}
+	if err := lostBeforeCommit(err); isUnavailable(err) {
+		return fmt.Errorf("%w: %s: %w", idempotency.ErrUnavailable, doing, err)
+	}
 	return explainSchema(doing, err)
 }

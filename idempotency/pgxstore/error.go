@@ -39,6 +39,8 @@ const (
 	codeReadOnly        = "25006"
 	codeNoTransaction   = "25P01"
 	codeTxAborted       = "25P02"
+
+	codeIdleInTransaction = "25P03" // idle_in_transaction_session_timeout has ended the connection
 )
 
 // guard is the constraint that keeps a key which was begun and not completed
@@ -73,6 +75,9 @@ func (s *Store) explain(key idempotency.Key, doing string, err error) error {
 	if cause := sentinel(err); cause != nil {
 		return &idempotency.KeyError{Key: key, Err: fmt.Errorf("%w: %s: %w", cause, doing, err)}
 	}
+	if isUnavailable(err) {
+		return &idempotency.KeyError{Key: key, Err: fmt.Errorf("%w: %s: %w", idempotency.ErrUnavailable, doing, err)}
+	}
 	return explainSchema(doing, err)
 }
 
@@ -86,7 +91,7 @@ func sentinel(err error) error {
 		return nil
 	case pgErr.Code == codeNoTransaction:
 		return idempotency.ErrTxEnded
-	case txhelper.IsRetryable(err):
+	case txhelper.IsRetryable(err) && !errors.Is(err, txhelper.ErrConnectionLost):
 		return idempotency.ErrSerializationFailure
 	case pgErr.Code == codeTxAborted:
 		return idempotency.ErrTxAborted
@@ -116,6 +121,9 @@ func explainSchema(doing string, err error) error {
 func explainOwned(err error) error {
 	if errors.Is(err, txhelper.ErrOwned) || errors.Is(err, txhelper.ErrEnded) {
 		return fmt.Errorf("%w: %w", idempotency.ErrOwned, err)
+	}
+	if errors.Is(err, txhelper.ErrAborted) || errors.Is(err, txhelper.ErrRowsOpen) {
+		return fmt.Errorf("%w: %w", idempotency.ErrTxAborted, err)
 	}
 	return err
 }

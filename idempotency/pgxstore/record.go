@@ -116,7 +116,7 @@ func (s *Store) get(ctx context.Context, q txhelper.Querier, key idempotency.Key
 	}
 	found, err := s.lookUp(ctx, q, key)
 	if err != nil {
-		return nil, s.explain(key, "get", err)
+		return nil, s.explain(key, "get", lostBeforeCommit(err))
 	}
 	if found == nil || found.Status == statusCompleted && !found.live() {
 		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNotFound}
@@ -124,7 +124,7 @@ func (s *Store) get(ctx context.Context, q txhelper.Querier, key idempotency.Key
 	if found.unfinished() {
 		own, err := s.isOwn(ctx, q, found)
 		if err != nil {
-			return nil, s.explain(key, "get", err)
+			return nil, s.explain(key, "get", lostBeforeCommit(err))
 		}
 		if !own {
 			return nil, strayError(key)

@@ -19,13 +19,23 @@ func (s *Store) Run(ctx context.Context, params *idempotency.BeginParams, fn fun
 	if err := params.ValidateTx(); err != nil {
 		return nil, false, err
 	}
+	connecting, leftNothing := s.connectTimeout, 0
 	err = txhelper.Retry(ctx, s.db, &s.options, func(ctx context.Context) error {
-		r := &run{store: s, params: params, claimID: idempotency.NewClaimID()}
+		r := &run{store: s, params: params, claimID: idempotency.NewClaimID(), connecting: &connecting}
 		outcome, executed, err = r.try(ctx, fn)
+		var lost *leftNothingError
+		if errors.As(err, &lost) {
+			leftNothing++
+			lost.last = leftNothing == maxLeftNothing
+		}
 		return err
 	})
 	var exceeded *txhelper.AttemptsExceededError
-	if errors.As(err, &exceeded) {
+	var lost *leftNothingError
+	switch {
+	case errors.As(err, &lost):
+		err = lost.unavailable(ctx, params.Key)
+	case errors.As(err, &exceeded):
 		err = s.explain(params.Key, "run", err)
 	}
 	if err != nil {
@@ -39,6 +49,8 @@ type run struct {
 	store   *Store
 	params  *idempotency.BeginParams
 	claimID idempotency.ClaimID
+	// connecting is what is left of Config.ConnectTimeout, for all tries.
+	connecting *time.Duration
 	// seen is the row that the answer replaces: an expired answer, or a claim
 	// whose lease has ended. Nil where the key had no row.
 	seen *row
@@ -49,15 +61,22 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 	if !lookInside {
 		// Inside, the read would leave a predicate lock in the index and abort
 		// neighbours that have nothing to do with this key.
-		var err error
-		if r.seen, err = r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key); err != nil {
+		err := r.store.reach(ctx, r.connecting, func(ctx context.Context) (err error) {
+			r.seen, err = r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)
+			return err
+		})
+		if err != nil {
 			return nil, false, r.explain(err)
 		}
 		if outcome, err := r.decided(); outcome != nil || err != nil {
-			return outcome, false, err
+			return r.replay(ctx, r.seen, outcome, err)
 		}
 	}
-	transaction, lock, err := r.open(ctx, &r.store.options, lookInside)
+	var lock db.KeyTryLockRow
+	transaction, err := r.begin(ctx, func(ctx context.Context) (transaction *txhelper.Transaction, err error) {
+		transaction, lock, err = r.open(ctx, &r.store.options, lookInside)
+		return transaction, err
+	})
 	if err != nil {
 		return nil, false, r.explain(err)
 	}
@@ -65,7 +84,8 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 	defer transaction.Rollback(ctx)
 
 	if outcome, err := r.decided(); outcome != nil || err != nil {
-		return outcome, false, err
+		transaction.Rollback(ctx) // what confirms takes a connection of its own
+		return r.replay(ctx, r.seen, outcome, err)
 	}
 	if lock.ReadOnly {
 		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: idempotency.ErrReadOnly}
@@ -79,6 +99,9 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		err = response.Validate()
 	}
 	if cause := transaction.Cause(err); cause != nil {
+		if transaction.Tx().Conn().IsClosed() && endedIdle(cause) {
+			cause = r.idle(cause)
+		}
 		transaction.Rollback(ctx)
 		return r.afterFailure(ctx, cause)
 	}
@@ -86,8 +109,10 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		// A new transaction: fn's may have been aborted by an SQL error, which
 		// is what it wants recorded.
 		transaction.Rollback(ctx)
-		transaction, err = r.store.open(ctx, &r.store.options, func(batch *pgx.Batch) {
-			txhelper.Queue(batch, r.tryLock(ctx, nil))
+		transaction, err = r.begin(ctx, func(ctx context.Context) (*txhelper.Transaction, error) {
+			return r.store.open(ctx, &r.store.options, func(batch *pgx.Batch) {
+				txhelper.Queue(batch, r.tryLock(ctx, nil))
+			})
 		})
 		if err != nil {
 			return nil, false, r.explain(err)
@@ -95,6 +120,15 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		defer transaction.Rollback(ctx)
 	}
 	return r.finish(ctx, transaction, response)
+}
+
+// begin opens a transaction once there is a server to open it on.
+func (r *run) begin(ctx context.Context, open func(ctx context.Context) (*txhelper.Transaction, error)) (transaction *txhelper.Transaction, err error) {
+	err = r.store.reach(ctx, r.connecting, func(ctx context.Context) (err error) {
+		transaction, err = open(ctx)
+		return err
+	})
+	return transaction, err
 }
 
 // decided judges the row that was seen, if there was one that leaves no choice.
@@ -108,7 +142,15 @@ func (r *run) decided() (*idempotency.Outcome, error) {
 	return r.seen.outcome(r.params.Fingerprint)
 }
 
-func (r *run) explain(err error) error { return r.store.explain(r.params.Key, "run", err) }
+// explain is for the errors of statements that no COMMIT came with, or that made
+// the server skip it.
+func (r *run) explain(err error) error {
+	return r.store.explain(r.params.Key, "run", lostBeforeCommit(err))
+}
+
+func (r *run) idle(err error) error {
+	return &idempotency.KeyError{Key: r.params.Key, Err: fmt.Errorf("%w: %w", ErrIdleTimeout, err)}
+}
 
 // open begins a transaction and tries the lock, and with look set also takes the
 // look that decides, all in one flight.
@@ -167,7 +209,11 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 		record, err := completed.record()
 		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, err
 	case errors.As(err, &ambiguous):
-		return r.resolve(ctx, ambiguous, sent)
+		return r.resolve(ctx, ambiguous, sent) // insert may still be at work on completed
+	case endedIdle(err):
+		return r.afterFailure(ctx, r.idle(err))
+	case errors.Is(err, txhelper.ErrLostBeforeCommit):
+		return r.afterFailure(ctx, r.explain(err))
 	case insertErr == nil || !errors.Is(err, insertErr):
 		return r.afterFailure(ctx, err)
 	}
@@ -221,73 +267,5 @@ func (r *run) afterFailure(ctx context.Context, cause error) (*idempotency.Outco
 		return nil, false, cause //nolint:nilerr // cause is what went wrong; the look was an extra.
 	}
 	outcome, err := found.outcome(r.params.Fingerprint)
-	return outcome, false, err
-}
-
-const (
-	firstResolvePoll   = 5 * time.Millisecond
-	longestResolvePoll = 250 * time.Millisecond
-	// resolveTries is in how many parts ResolveTimeout is spent at least: a look
-	// over another of the pool's connections, lost in the same silence as the
-	// commit's, must leave time for one over the next.
-	resolveTries = 4
-)
-
-// resolve finds out what became of a commit whose reply was lost, by claiming
-// the key again. A look at the row alone would not do: a commit that waits for a
-// standby cannot be seen yet. The lock tells that the lost transaction has ended.
-//
-// Once the TTL has passed since sent, an answer that was committed may have gone.
-func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitError, sent time.Time) (*idempotency.Outcome, bool, error) {
-	resolveCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.store.resolveTimeout)
-	defer cancel()
-	// The look must be newer than the lock, which needs a snapshot for each.
-	options := r.store.options
-	options.TxOptions = pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: options.TxOptions.AccessMode}
-	cause := error(ambiguous)
-	for poll := firstResolvePoll; r.store.canReconnect(); poll = min(2*poll, longestResolvePoll) {
-		again := &run{store: r.store, params: r.params, claimID: idempotency.NewClaimID()}
-		tryCtx, cancelTry := context.WithTimeout(resolveCtx, r.store.resolveTimeout/resolveTries)
-		transaction, lock, err := again.open(tryCtx, &options, true)
-		cancelTry()
-		if err == nil {
-			transaction.Rollback(resolveCtx)
-			// A standby has locks of its own, and may not have the row yet.
-			outcome, executed, settled, err := r.settle(again.seen, lock.Locked && !lock.ReadOnly)
-			if errors.Is(err, errTryAgain) && time.Since(sent) >= r.params.TTL {
-				cause = fmt.Errorf("%w; its TTL has passed", ambiguous)
-				break
-			}
-			if settled {
-				return outcome, executed, err
-			}
-		} else if resolveCtx.Err() == nil {
-			cause = fmt.Errorf("%w; looking for it: %w", ambiguous, err)
-		}
-		timer := time.NewTimer(poll)
-		select {
-		case <-timer.C:
-			continue
-		case <-resolveCtx.Done():
-			timer.Stop()
-		}
-		break
-	}
-	return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: fmt.Errorf("%w: call again with the same key: %w", idempotency.ErrOutcomeUnknown, cause)}
-}
-
-// settle judges a look that was taken with the lock tried first.
-func (r *run) settle(found *row, locked bool) (outcome *idempotency.Outcome, executed, settled bool, err error) {
-	if found != nil && found.ClaimID == uuid(r.claimID) {
-		record, err := found.record()
-		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, true, err
-	}
-	if found.live() {
-		outcome, err := found.outcome(r.params.Fingerprint)
-		return outcome, false, true, err
-	}
-	if locked {
-		return nil, false, true, errTryAgain // it has ended and left nothing: run again
-	}
-	return nil, false, false, nil
+	return r.replay(ctx, found, outcome, err)
 }

@@ -14,13 +14,17 @@ import (
 	"github.com/samecommit/samecommit/txhelper"
 )
 
+// errSettings marks the error of Config.Settings, which is the caller's own
+// whatever it wraps.
+var errSettings = errors.New("pgxstore: Config.Settings")
+
 // settingsOf returns a function that queues the settings of Config.Settings, each
 // as a statement of its own, so that the server's error belongs to one name.
 func (s *Store) settingsOf(ctx context.Context) (queue func(batch *pgx.Batch), err error) {
 	var settings map[string]string
 	if s.settings != nil {
 		if settings, err = s.settings(ctx); err != nil {
-			return nil, fmt.Errorf("pgxstore: Config.Settings: %w", err)
+			return nil, fmt.Errorf("%w: %w", errSettings, err)
 		}
 	}
 	return func(batch *pgx.Batch) {

@@ -20,6 +20,7 @@ import (
 const (
 	DefaultIdleTimeout    = time.Minute
 	DefaultResolveTimeout = 10 * time.Second
+	DefaultConnectTimeout = 10 * time.Second
 )
 
 // defaultDeleteLimit keeps a sweep's transaction short.
@@ -48,13 +49,38 @@ type Config struct {
 	// tcp_keepalives_idle. Rounded up to a millisecond. Defaults to 1 minute;
 	// negative leaves the server's setting.
 	IdleTimeout time.Duration
-	// CommitTimeout bounds a commit, which the caller's cancellation does not
-	// interrupt. Defaults to 10 seconds.
+	// ConnectTimeout bounds how long a call of Run, in all its tries together,
+	// goes on looking for a server where it finds none, as during a failover:
+	// none answers, one starts up or has no place for another connection, none
+	// is what target_session_attrs demands, or the connection breaks before the
+	// transaction has begun. Then ErrUnavailable. It counts from the first
+	// failure on; how long one attempt may take is for connect_timeout in the
+	// connection's URL to say. What does not heal, such as a wrong password,
+	// fails at once. Defaults to 10 seconds; negative fails at once.
+	ConnectTimeout time.Duration
+	// CommitTimeout bounds the wait for the reply to a commit, which the
+	// caller's cancellation does not interrupt. Then the commit is left alone
+	// with its connection, which the pool may replace: see
+	// txhelper.Transaction.Commit. Defaults to 10 seconds.
 	CommitTimeout time.Duration
 	// ResolveTimeout bounds how long Run tries to find out what became of a
-	// commit whose reply was lost, before ErrOutcomeUnknown. A connection that
-	// does not answer costs a quarter of it. Defaults to 10 seconds.
+	// commit whose reply was lost, and to confirm that it is as durable as the
+	// server makes it, before ErrOutcomeUnknown. A connection that does not
+	// answer costs a quarter of it. Defaults to 10 seconds.
 	ResolveTimeout time.Duration
+	// ConfirmReplays makes Run, before it replays an answer that was recorded
+	// less than this ago, commit a transaction that waits for the synchronous
+	// standby: one more flight, and a record in the server's log. What cannot be
+	// confirmed within ResolveTimeout, and on a standby nothing can, is
+	// ErrOutcomeUnknown.
+	//
+	// For those who have a synchronous standby. A commit that waits for it, and
+	// is cancelled or whose connection is ended meanwhile, is seen on the primary
+	// at once, and goes with it in a failover. A call that replays such an answer
+	// returns what may be lost. Choose more than the longest time that a standby
+	// may be away. Get, DoTx and Begin are not concerned: the caller's own commit
+	// waits. Defaults to 0: replays are not confirmed.
+	ConfirmReplays time.Duration
 	// Settings returns run-time settings, values by name, such as the tenant
 	// that a policy of row-level security asks for: see docs/tenancy.md. They
 	// hold in each transaction that the store opens, and so for the statements
@@ -76,7 +102,9 @@ type Store struct {
 	queries        *db.Queries
 	options        txhelper.Options
 	idleTimeout    time.Duration
+	connectTimeout time.Duration
 	resolveTimeout time.Duration
+	confirmReplays time.Duration
 	settings       func(ctx context.Context) (map[string]string, error)
 }
 
@@ -97,14 +125,22 @@ func New(database DB, config *Config) *Store {
 			TxOptions:     config.TxOptions,
 			MaxAttempts:   config.MaxAttempts,
 			CommitTimeout: config.CommitTimeout,
-			Retryable:     func(err error) bool { return txhelper.IsRetryable(err) || errors.Is(err, errTryAgain) },
+			Retryable: func(err error) bool {
+				// A connection that was lost before it began has been replaced already.
+				return txhelper.IsRetryable(err) && !errors.Is(err, txhelper.ErrConnectionLost) || errors.Is(err, errTryAgain) || runsAgain(err)
+			},
 		},
 		idleTimeout:    config.IdleTimeout,
+		connectTimeout: config.ConnectTimeout,
 		resolveTimeout: config.ResolveTimeout,
+		confirmReplays: config.ConfirmReplays,
 		settings:       config.Settings,
 	}
 	if store.idleTimeout == 0 {
 		store.idleTimeout = DefaultIdleTimeout
+	}
+	if store.connectTimeout == 0 {
+		store.connectTimeout = DefaultConnectTimeout
 	}
 	if store.resolveTimeout <= 0 {
 		store.resolveTimeout = DefaultResolveTimeout

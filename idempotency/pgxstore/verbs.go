@@ -32,7 +32,7 @@ func (v *verbs) Begin(ctx context.Context, params *idempotency.BeginParams) (*id
 		return nil, &idempotency.KeyError{Key: params.Key, Err: idempotency.ErrNested}
 	}
 	outcome, err := v.store.claim(ctx, v.tx, params)
-	return outcome, v.store.explain(params.Key, "begin", err)
+	return outcome, v.store.explain(params.Key, "begin", lostBeforeCommit(err))
 }
 
 // Complete records the response as part of the transaction. Where it fails for
@@ -52,7 +52,7 @@ func (v *verbs) Complete(ctx context.Context, claim *idempotency.Claim, response
 	if err != nil && notClaimed != nil {
 		return nil, notClaimed
 	}
-	return record, v.store.explain(claim.Key, "complete", err)
+	return record, v.store.explain(claim.Key, "complete", lostBeforeCommit(err))
 }
 
 // Get returns the record as the transaction sees it.
