@@ -223,8 +223,20 @@ func TestSyncStandby(t *testing.T) {
 		p.signal(t, "pg_terminate_backend", call.backend.Load())
 		call.wantUnknown(t)
 		b.wantOnce(t, "a replay")
+		confirming := openBench(t, b.pool, &pgxstore.Config{ConfirmReplays: time.Hour, ResolveTimeout: hasty}, nil)
+		confirming.start(t, "a replay").wantUnknown(t)
+		patiently := openBench(t, b.pool, &pgxstore.Config{ConfirmReplays: time.Hour, ResolveTimeout: patient}, nil)
+		again := patiently.start(t, "a replay")
+		waitFor(t, func() bool { return again.ended() || len(p.waiting(t)) > 0 })
+		if again.ended() {
+			t.Errorf("%+v, %v, with the standby silent", again.result, again.err)
+		}
 		resume()
-		b.wantOnce(t, "a replay")
+		<-again.done
+		if again.err != nil || again.result.Value != "a replay" || !again.result.Replayed {
+			t.Errorf("%+v, %v; want a replay", again.result, again.err)
+		}
+		confirming.wantOnce(t, "a replay")
 	})
 
 	// The server says that COMMIT succeeded, and warns. docs/guarantees.md names
@@ -330,20 +342,28 @@ func (p *syncPair) testPromoted(t *testing.T) {
 func (p *syncPair) testReplaced(t *testing.T) {
 	t.Helper()
 	p.DetachStandby(t)
-	r := newReplaced(t, p)
-	b := openBench(t, poolWith(t, r.config), &pgxstore.Config{CommitTimeout: patient, ResolveTimeout: patient}, nil)
-	call := b.start(t, "looked for")
-	waitFor(t, func() bool { return len(p.waiting(t)) > 0 })
+	looking, replaying := newReplaced(t, p), newReplaced(t, p)
+	seen := openBench(t, poolWith(t, looking.config), &pgxstore.Config{CommitTimeout: patient, ResolveTimeout: patient}, nil).start(t, "seen")
+	left := openBench(t, poolWith(t, p.config(t)), &pgxstore.Config{CommitTimeout: patient, ResolveTimeout: hasty}, nil).start(t, "left")
+	waitFor(t, func() bool { return len(p.waiting(t)) == 2 })
+	p.signal(t, "pg_terminate_backend", left.backend.Load())
+	left.wantUnknown(t)
 	p.Promote(t)
-	r.armed.Store(true)
-	p.signal(t, "pg_terminate_backend", call.backend.Load())
-	<-call.done
-	if !r.gone.Load() {
-		t.Error("the old primary was not looked at: this test no longer meets what it is about")
-	}
-	effects := openBench(t, poolOn(t, p.Primary), nil, nil).effects(t, call.name)
-	if call.err == nil && effects != 1 || call.err != nil && !errors.Is(call.err, idempotency.ErrOutcomeUnknown) {
-		t.Errorf("%+v, %v, %d effects on the promoted server; want one effect, or ErrOutcomeUnknown", call.result, call.err, effects)
+
+	looking.armed.Store(true)
+	p.signal(t, "pg_terminate_backend", seen.backend.Load())
+	replaying.armed.Store(true)
+	replayed := openBench(t, poolWith(t, replaying.config), &pgxstore.Config{ConfirmReplays: time.Hour, ResolveTimeout: patient}, nil).start(t, "left")
+	promoted := openBench(t, poolOn(t, p.Primary), nil, nil)
+	for call, r := range map[*syncCall]*replaced{seen: looking, replayed: replaying} {
+		<-call.done
+		if !r.gone.Load() {
+			t.Errorf("%q: the old primary was not looked at: this test no longer meets what it is about", call.name)
+		}
+		effects := promoted.effects(t, call.name)
+		if call.err == nil && effects != 1 || call.err != nil && !errors.Is(call.err, idempotency.ErrOutcomeUnknown) {
+			t.Errorf("%q: %+v, %v, %d effects on the promoted server; want one effect, or ErrOutcomeUnknown", call.name, call.result, call.err, effects)
+		}
 	}
 	p.Fence(t)
 }
