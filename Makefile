@@ -33,7 +33,7 @@ SEEDS ?= 100000
 FUZZCOUNT ?= 150000
 
 .PHONY: chaos
-chaos: ## cut, kill, interleave and simulate; prints what was injected and what came of it
+chaos: ## cut, kill, fail over, interleave and simulate; prints what was injected and what came of it
 	.ci/tables -timeout 20m $(MODULE)/tests/sim -run '^(TestSimulation|TestLeases)$$' -sim.seeds=$(SEEDS)
 	.ci/tables -timeout 20m $(MODULE)/tests/chaos
 	.ci/tables -timeout 20m -parallel 8 $(MODULE)/tests/interleavings
