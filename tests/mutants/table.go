@@ -602,12 +602,12 @@ var table = []mutant{
 	},
 	{
 		name: "a lease does not hold", breaks: fenced,
-		edits: []edit{{recordFile, "r.LockedUntil.After(r.ReadAt)", "r.LockedUntil.Before(r.ReadAt)"}},
+		edits: []edit{{recordFile, "r.LockedUntil.Time.After(r.ReadAt.Time)", "r.LockedUntil.Time.Before(r.ReadAt.Time)"}},
 		test:  "TestStoreContract/new then in progress then completed replay",
 	},
 	{
 		name: "an unfinished key reads as free", breaks: honest,
-		edits: []edit{{recordFile, "return r != nil && r.Unfinished != nil", "return r != nil && r.Unfinished != nil && r.ExpiresAt != nil"}},
+		edits: []edit{{recordFile, "return r != nil && r.Unfinished.Valid", "return r != nil && r.Unfinished.Valid && r.ExpiresAt.Valid"}},
 		test:  contract + "an own key begun again is nested",
 	},
 	{
@@ -617,12 +617,12 @@ var table = []mutant{
 	},
 	{
 		name: "leases end by the program's clock", breaks: fenced,
-		edits: []edit{{recordFile, "r.LockedUntil.After(r.ReadAt)", "r.LockedUntil.After(time.Now())"}},
+		edits: []edit{{recordFile, "r.LockedUntil.Time.After(r.ReadAt.Time)", "r.LockedUntil.Time.After(time.Now())"}},
 		test:  "TestDatabasesClockDecides",
 	},
 	{
 		name: "answers expire by the program's clock", breaks: retention,
-		edits: []edit{{recordFile, "r.ExpiresAt.After(r.ReadAt)", "r.ExpiresAt.After(time.Now())"}},
+		edits: []edit{{recordFile, "r.ExpiresAt.Time.After(r.ReadAt.Time)", "r.ExpiresAt.Time.After(time.Now())"}},
 		test:  "TestDatabasesClockDecides",
 	},
 	{
@@ -644,7 +644,7 @@ var table = []mutant{
 	// Expiry and the sweep.
 	{
 		name: "an expired answer replays", breaks: retention,
-		edits: []edit{{recordFile, "return r.completed() && r.ExpiresAt.After(r.ReadAt)", "return r.completed()"}},
+		edits: []edit{{recordFile, "return r.completed() && r.ExpiresAt.Time.After(r.ReadAt.Time)", "return r.completed()"}},
 		test:  "TestTimeOfALongTransaction",
 	},
 	{
