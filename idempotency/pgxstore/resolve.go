@@ -71,20 +71,37 @@ func (r *run) unknown(cause error) error {
 }
 
 // lookForCommit looks once for what the lost commit, or another, has left, and
-// confirms it. Where the lost one has ended and left nothing, the error is a
-// *leftNothingError; all nil means that it has not ended.
+// returns it once it is as durable as the server makes it. Where the lost one has
+// ended and left nothing, the error is a *leftNothingError; all nil means that it
+// has not ended.
+//
+// The look's own transaction confirms what it saw: its commit, which writes to the
+// log, waits as the lost one did. Over another connection it might be committed on
+// another server, which a failover has put in the place of the one that was seen.
 func (r *run) lookForCommit(ctx context.Context) (outcome *idempotency.Outcome, executed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.store.resolveTimeout/resolveTries)
 	defer cancel()
-	// The look must be newer than the lock, which needs a snapshot for each.
+	database := txhelper.DB(r.store.db)
+	if pool, ok := r.store.db.(acquirer); ok {
+		conn, err := pool.Acquire(ctx)
+		if err != nil {
+			return nil, false, err
+		}
+		defer conn.Release()
+		database = conn
+	}
 	options := r.store.options
+	// The look must be newer than the lock, which needs a snapshot for each.
 	options.TxOptions = pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: options.TxOptions.AccessMode}
+	if deadline, ok := ctx.Deadline(); ok {
+		options.CommitTimeout = max(time.Until(deadline), time.Millisecond)
+	}
 	again := &run{store: r.store, params: r.params, claimID: idempotency.NewClaimID()}
-	transaction, lock, err := again.open(ctx, &options, true)
+	transaction, lock, err := again.open(ctx, database, &options, true)
 	if err != nil {
 		return nil, false, err
 	}
-	transaction.Rollback(ctx)
+	defer transaction.Rollback(ctx)
 	found := again.seen
 	switch {
 	case found != nil && found.ClaimID == uuid(r.claimID):
@@ -103,28 +120,16 @@ func (r *run) lookForCommit(ctx context.Context) (outcome *idempotency.Outcome, 
 		// A standby has locks of its own, and may not have the row yet.
 		return nil, false, nil
 	}
-	if err := r.store.confirm(ctx); err != nil {
-		return nil, false, err
-	}
-	return outcome, executed, nil
-}
-
-// confirm returns nil once a commit that came after all that has been seen is as
-// durable as the server makes it.
-func (s *Store) confirm(ctx context.Context) error {
-	err := s.queries.ConfirmDurable(ctx, s.querier(s.db))
-	if err == nil {
-		// At its deadline pgx cancels the wait, and may then report success: a
-		// pgconn.CancelRequestContextWatcherHandler reads on.
-		err = ctx.Err()
-	}
+	err = transaction.Commit(ctx, func(batch *pgx.Batch) {
+		_ = r.store.queries.ConfirmDurable(ctx, txhelper.Queue(batch, nil))
+	})
 	switch {
 	case err == nil:
-		return nil
+		return outcome, executed, nil
 	case sqlState(err) == codeNoPrivilege:
 		err = fmt.Errorf("the role may not execute pg_logical_emit_message(boolean, text, text), which PostgreSQL grants to PUBLIC: %w", err)
 	}
-	return fmt.Errorf("an answer was found, and could not be confirmed to be durable: %w", err)
+	return nil, false, fmt.Errorf("an answer was found, and could not be confirmed to be durable: %w", err)
 }
 
 // isRefused reports whether the server will say so each time: a right or a
@@ -137,10 +142,22 @@ func (r *run) replay(ctx context.Context, found *row, outcome *idempotency.Outco
 	if err != nil || outcome.State != idempotency.Completed || found.ReadAt.Time.Sub(found.UpdatedAt.Time) >= r.store.confirmReplays {
 		return outcome, false, err
 	}
+	if _, nested := r.store.db.(pgx.Tx); nested {
+		return outcome, false, nil // the caller's own commit waits
+	}
 	ctx, cancel := context.WithTimeout(ctx, r.store.resolveTimeout)
 	defer cancel()
-	if err := r.store.confirm(ctx); err != nil {
+	outcome, _, err = r.lookForCommit(ctx)
+	var leftNothing *leftNothingError
+	switch {
+	case errors.As(err, &leftNothing):
+		return nil, false, errTryAgain // it went with the server that had it, or has expired
+	case errors.Is(err, idempotency.ErrFingerprintMismatch):
+		return nil, false, err
+	case err != nil:
 		return nil, false, r.unknown(err)
+	case outcome == nil:
+		return &idempotency.Outcome{State: idempotency.InProgress}, false, nil
 	}
 	return outcome, false, nil
 }

@@ -74,7 +74,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 	}
 	var lock *db.KeyTryLockRow
 	transaction, err := r.begin(ctx, func(ctx context.Context) (transaction *txhelper.Transaction, err error) {
-		transaction, lock, err = r.open(ctx, &r.store.options, lookInside)
+		transaction, lock, err = r.open(ctx, r.store.db, &r.store.options, lookInside)
 		return transaction, err
 	})
 	if err != nil {
@@ -96,7 +96,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		return nil, false, ErrTemporaryTable
 	}
 	if outcome, err := r.decided(); outcome != nil || err != nil {
-		transaction.Rollback(ctx) // what confirms takes a connection of its own
+		transaction.Rollback(ctx) // what confirms looks again, over one connection
 		return r.replay(ctx, r.seen, outcome, err)
 	}
 	if lock.ReadOnly {
@@ -122,7 +122,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		// is what it wants recorded.
 		transaction.Rollback(ctx)
 		transaction, err = r.begin(ctx, func(ctx context.Context) (*txhelper.Transaction, error) {
-			return r.store.open(ctx, &r.store.options, func(batch *pgx.Batch) { r.queueTryLock(ctx, batch) })
+			return r.store.open(ctx, r.store.db, &r.store.options, func(batch *pgx.Batch) { r.queueTryLock(ctx, batch) })
 		})
 		if err != nil {
 			return nil, false, r.explain(err)
@@ -164,8 +164,8 @@ func (r *run) idle(err error) error {
 
 // open begins a transaction and tries the lock, and with look set also takes the
 // look that decides, all in one flight.
-func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (transaction *txhelper.Transaction, lock *db.KeyTryLockRow, err error) {
-	transaction, err = r.store.open(ctx, options, func(batch *pgx.Batch) {
+func (r *run) open(ctx context.Context, database txhelper.DB, options *txhelper.Options, look bool) (transaction *txhelper.Transaction, lock *db.KeyTryLockRow, err error) {
+	transaction, err = r.store.open(ctx, database, options, func(batch *pgx.Batch) {
 		// Two statements: under READ COMMITTED the snapshot of one would be older
 		// than its lock, and miss the answer of the holder that has just let go
 		// of it. Under REPEATABLE READ it is older all the same: fn may then run

@@ -44,9 +44,9 @@ func explainSetting(name string, err error) error {
 	return fmt.Errorf("pgxstore: Config.Settings: PostgreSQL refused setting %q (SQLSTATE %s): check its name, which needs a dot unless PostgreSQL defines it, its value and the right to set it", name, pgErr.Code)
 }
 
-// open begins a transaction with the settings, in one flight with what first
-// queues.
-func (s *Store) open(ctx context.Context, options *txhelper.Options, first func(batch *pgx.Batch)) (*txhelper.Transaction, error) {
+// open begins a transaction on database with the settings, in one flight with
+// what first queues.
+func (s *Store) open(ctx context.Context, database txhelper.DB, options *txhelper.Options, first func(batch *pgx.Batch)) (*txhelper.Transaction, error) {
 	if _, ok := s.db.(missingDB); ok {
 		return nil, errMissingDB
 	}
@@ -54,7 +54,7 @@ func (s *Store) open(ctx context.Context, options *txhelper.Options, first func(
 	if err != nil {
 		return nil, err
 	}
-	return txhelper.Open(ctx, s.db, options, func(batch *pgx.Batch) {
+	return txhelper.Open(ctx, database, options, func(batch *pgx.Batch) {
 		queue(batch)
 		first(batch)
 	})
