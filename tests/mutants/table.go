@@ -2,17 +2,18 @@ package main
 
 // Files that mutants change.
 const (
-	query      = "queries/idempotency_keys.sql#" // and the statement's name
-	schema     = "migrations/00001_create_idempotency_keys.sql"
-	runFile    = "idempotency/pgxstore/run.go"
-	verbsFile  = "idempotency/pgxstore/verbs.go"
-	batchFile  = "idempotency/pgxstore/batch.go"
-	recordFile = "idempotency/pgxstore/record.go"
-	storeFile  = "idempotency/pgxstore/store.go"
-	sweepFile  = "idempotency/pgxstore/sweep.go"
-	errorFile  = "idempotency/pgxstore/error.go"
-	gateFile   = "idempotency/gate.go"
-	txFile     = "txhelper/transaction.go"
+	query       = "queries/idempotency_keys.sql#" // and the statement's name
+	schema      = "migrations/00001_create_idempotency_keys.sql"
+	runFile     = "idempotency/pgxstore/run.go"
+	resolveFile = "idempotency/pgxstore/resolve.go"
+	verbsFile   = "idempotency/pgxstore/verbs.go"
+	batchFile   = "idempotency/pgxstore/batch.go"
+	recordFile  = "idempotency/pgxstore/record.go"
+	storeFile   = "idempotency/pgxstore/store.go"
+	sweepFile   = "idempotency/pgxstore/sweep.go"
+	errorFile   = "idempotency/pgxstore/error.go"
+	gateFile    = "idempotency/gate.go"
+	txFile      = "txhelper/transaction.go"
 )
 
 // contract is where pgxstore runs the suite of stores with transactions.
@@ -89,7 +90,7 @@ var table = []mutant{
 	},
 	{
 		name: "a serialization failure is not noticed", breaks: once,
-		edits: []edit{{"txhelper/tx.go", "if err != nil && IsRetryable(err) {", "if err != nil && IsRetryable(err) && tx.nested && !tx.nested {"}},
+		edits: []edit{{"txhelper/tx.go", "\tif IsRetryable(err) {", "\tif IsRetryable(err) && tx.parent == tx {"}},
 		test:  "TestIgnoredSerializationFailureRunsAgain",
 	},
 	{
@@ -189,6 +190,17 @@ var table = []mutant{
 		test:  "TestSchemaRefuses",
 	},
 
+	{
+		name: "a TTL that the database takes for zero is accepted", breaks: once,
+		edits: []edit{{"idempotency/params.go", "if ttl < time.Microsecond {", "if ttl <= 0 {"}},
+		test:  "TestNewClientRefusesWhatCannotWork/TTL too short", pkg: "idempotency",
+	},
+	{
+		name: "the context of a finished operation holds its key", breaks: honest,
+		edits: []edit{{"idempotency/do.go", "defer held.Store(false)", "defer held.Store(true)"}},
+		test:  "TestContextOfAnOperationThatHasReturned", pkg: "idempotency",
+	},
+
 	// The key and the request.
 	{
 		name: "the scope is left out of the look", breaks: apart,
@@ -234,12 +246,52 @@ var table = []mutant{
 		test:  "TestErrorsHoldNoKeyAndNoBody",
 	},
 	{
+		name: "a key is written in JSON", breaks: secret,
+		edits: []edit{{"idempotency/key.go", "return []byte(k.String()), nil", "return []byte(k.Scope + k.ID), nil"}},
+		test:  "TestLogsHoldNoSecret", pkg: "idempotency",
+	},
+	{
+		name: "an answer is written in JSON", breaks: secret,
+		edits: []edit{{"idempotency/record.go", "Response *Response `json:\"-\"`", "Response *Response"}},
+		test:  "TestLogsHoldNoSecret", pkg: "idempotency",
+	},
+	{
+		name: "the secret of a config is printed", breaks: secret,
+		edits: []edit{{"idempotency/secret.go", "io.WriteString(state, s.summary())", "io.WriteString(state, string(s))"}},
+		test:  "TestLogsHoldNoSecret", pkg: "idempotency",
+	},
+	{
+		name: "the store has the id that a secret should hide", breaks: secret,
+		edits: []edit{{"idempotency/client.go", "Key: c.storedKey(params.Key)", "Key: params.Key"}},
+		test:  "TestKeySecret", pkg: "idempotency",
+	},
+	{
+		name: "the digits in a log are not those of the digest", breaks: honest,
+		edits: []edit{{"idempotency/key.go", "digest[:8]", "digest[8:16]"}},
+		test:  "TestKeyPrintsItsDigest", pkg: "idempotency",
+	},
+	{
 		name: "a key may have any length", breaks: honest,
 		edits: []edit{{"idempotency/key.go", "case len(part) > MaxKeyLength:", "case len(part) > 100*MaxKeyLength:"}},
 		test:  "TestBadInputIsRefusedBeforeAnySQL",
 	},
 
 	// Completion.
+	{
+		name: "a claim without a TTL is completed", breaks: once,
+		edits: []edit{{"idempotency/record.go", "validateTTL(\"Claim.TTL\", c.TTL)", "validateTTL(\"Claim.TTL\", max(c.TTL, DefaultTTL))"}},
+		test:  "TestStore/completing a claim without a TTL is an error and leaves the claim", pkg: "idempotency/memstore",
+	},
+	{
+		name: "the transaction of a refused claim commits", breaks: together,
+		edits: []edit{{verbsFile, "\t\tclaim = noClaim\n", "\t\treturn nil, refused\n"}},
+		test:  contract + "completing a claim without a TTL cannot commit",
+	},
+	{
+		name: "the transaction of a batch with a refused claim commits", breaks: together,
+		edits: []edit{{batchFile, "claim, refused = noClaim, err", "return nil, err"}},
+		test:  "TestCompleteWithoutAClaimCannotCommit/no TTL of many",
+	},
 	{
 		name: "a completion without a row goes unnoticed", breaks: together,
 		edits: []edit{{query + "KeyComplete", "1 / count(*)", "count(*)"}},
@@ -319,27 +371,27 @@ var table = []mutant{
 	},
 	{
 		name: "a lost reply is settled by a look alone", breaks: honest,
-		edits: []edit{{runFile, "r.settle(again.seen, lock.Locked && !lock.ReadOnly)", "r.settle(again.seen, again.seen == nil || lock.Locked)"}},
+		edits: []edit{{resolveFile, "case lock.Locked && !lock.ReadOnly:", "case found == nil || lock.Locked:"}},
 		test:  "TestCommitThatIsStillAtWorkIsWaitedFor",
 	},
 	{
 		name: "a lost reply is settled by a standby", breaks: honest,
-		edits: []edit{{runFile, "r.settle(again.seen, lock.Locked && !lock.ReadOnly)", "r.settle(again.seen, lock.Locked)"}},
+		edits: []edit{{resolveFile, "case lock.Locked && !lock.ReadOnly:", "case lock.Locked:"}},
 		test:  "TestLostReplyIsNotResolvedByAStandby",
 	},
 	{
 		name: "a lost commit runs again though its answer may have expired", breaks: honest,
-		edits: []edit{{runFile, "time.Since(sent) >= r.params.TTL", "time.Since(sent) < 0"}},
+		edits: []edit{{resolveFile, "time.Since(sent) < r.params.TTL", "time.Since(sent) >= 0"}},
 		test:  "TestLostReplyToACommitThatExpired",
 	},
 	{
 		name: "its own commit looks like another's", breaks: honest,
-		edits: []edit{{runFile, "if found != nil && found.ClaimID == uuid(r.claimID) {", "if found != nil && found.ClaimID == uuid(r.claimID) && found.LockedUntil != nil {"}},
+		edits: []edit{{resolveFile, "case found != nil && found.ClaimID == uuid(r.claimID):", "case found != nil && found.ClaimID == uuid(r.claimID) && found.LockedUntil.Valid:"}},
 		test:  "TestLostReplyToCommitIsResolved/committed",
 	},
 	{
 		name: "unknown is reported as failed", breaks: honest,
-		edits: []edit{{runFile, `fmt.Errorf("%w: call again with the same key: %w", idempotency.ErrOutcomeUnknown, cause)`, `fmt.Errorf("call again with the same key: %w", cause)`}},
+		edits: []edit{{resolveFile, `fmt.Errorf("%w: call again with the same key: %w", idempotency.ErrOutcomeUnknown, cause)`, `fmt.Errorf("call again with the same key: %w", cause)`}},
 		test:  "TestUnresolvedCommitIsSettledByTheNextCall",
 	},
 	{
@@ -359,7 +411,7 @@ var table = []mutant{
 	},
 	{
 		name: "the caller's cancellation interrupts COMMIT", breaks: honest,
-		edits: []edit{{txFile, "ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.options.CommitTimeout)", "ctx, cancel := context.WithTimeout(ctx, t.options.CommitTimeout)"}},
+		edits: []edit{{txFile, "\tctx = context.WithoutCancel(ctx)\n\tbatch", "\tbatch"}},
 		test:  "TestCommitOutlivesItsCaller",
 	},
 	{
@@ -371,7 +423,7 @@ var table = []mutant{
 	// Whoever ends the transaction.
 	{
 		name: "a function commits the transaction of Do", breaks: together,
-		edits: []edit{{"txhelper/tx.go", "\tif tx.nested {\n\t\treturn tx.note(tx.Tx.Commit(ctx))", "\tif tx.nested || !tx.nested {\n\t\treturn tx.note(tx.Tx.Commit(ctx))"}},
+		edits: []edit{{"txhelper/tx.go", "\tif tx.parent != nil {\n\t\treturn tx.note(tx.Tx.Commit(ctx))", "\tif tx.parent != tx {\n\t\treturn tx.note(tx.Tx.Commit(ctx))"}},
 		test:  "TestRunRefusesToCommit",
 	},
 	{
@@ -394,7 +446,7 @@ var table = []mutant{
 	},
 	{
 		name: "a key may be begun inside its own Do", breaks: honest,
-		edits: []edit{{"idempotency/do.go", "if ctx.Value(heldKey{c, key}) != nil {", "if ctx.Value(heldKey{nil, key}) != nil {"}},
+		edits: []edit{{"idempotency/do.go", "ctx.Value(heldKey{c, key})", "ctx.Value(heldKey{nil, key})"}},
 		test:  "TestNestedDoOnTheSameKey",
 	},
 	{
@@ -410,6 +462,36 @@ var table = []mutant{
 
 	// The answer.
 	{
+		name: "a codec is named error", breaks: honest,
+		edits: []edit{{"idempotency/codec.go", "case name+typeSeparator == TypeErrorPrefix, name == TypeNone,", "case name == TypeNone,"}},
+		test:  "TestNewClientRefusesWhatCannotWork/codec error", pkg: "idempotency",
+	},
+	{
+		name: "a type has a name that no record can have", breaks: noRerun,
+		edits: []edit{{"idempotency/codec.go", "case name == \"\" || !isText(name):", "case name == \"\":"}},
+		test:  "TestResultTypes/a name that could not be recorded is refused before anything runs",
+	},
+	{
+		name: "a final error loses its reason", breaks: faithful,
+		edits: []edit{{"idempotency/final.go", "if fmt.Sprint(recorded) != fmt.Sprint(found) {", "if recorded == nil {"}},
+		test:  "TestFinalErrorThatItsCodecChanges", pkg: "idempotency",
+	},
+	{
+		name: "an error beside a final one is dropped", breaks: honest,
+		edits: []edit{{"idempotency/final.go", "\t\t\tif mark == nil {\n\t\t\t\treturn nil\n\t\t\t}\n", ""}},
+		test:  "TestFinalJoinedWithAnotherError", pkg: "idempotency",
+	},
+	{
+		name: "an unlisted final error is the business error, too", breaks: honest,
+		edits: []edit{{"idempotency/final.go", "nothing was recorded of the %T: add", "nothing was recorded of the %w: add"}},
+		test:  "TestUnlistedFinalErrorSaysWhatToList", pkg: "idempotency",
+	},
+	{
+		name: "a tracer is not told that the function did not return", breaks: honest,
+		edits: []edit{{"idempotency/do.go", "state, replayed, err = 0, false, ErrNotReturned", "state, replayed = 0, false"}},
+		test:  "TestTracerOfAFunctionThatDoesNotReturn", pkg: "idempotency",
+	},
+	{
 		name: "jsonb instead of bytes", breaks: faithful,
 		edits: []edit{{schema, "    response bytea,", "    response jsonb,"}},
 		test:  "TestResultTypes/bytes and raw JSON are untouched",
@@ -421,7 +503,7 @@ var table = []mutant{
 	},
 	{
 		name: "a final error that is not listed is recorded", breaks: honest,
-		edits: []edit{{"idempotency/final.go", "\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: add a kind", "\tif true {\n\t\treturn &Response{Type: TypeErrorPrefix + \"other\", RolledBack: true}, nil\n\t}\n\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: add a kind"}},
+		edits: []edit{{"idempotency/final.go", "\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: nothing was recorded", "\tif true {\n\t\treturn &Response{Type: TypeErrorPrefix + \"other\", RolledBack: true}, nil\n\t}\n\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: nothing was recorded"}},
 		test:  "TestUnlistedFinalErrorRollsBackAndSaysSo",
 	},
 	{
