@@ -52,6 +52,10 @@ mutants: ## break the product, one way at a time: a named test must notice; ARGS
 matrix: ## run tests/matrix on PostgreSQL 14 to 18; VERSIONS="..." chooses
 	.ci/matrix $(VERSIONS)
 
+.PHONY: bench
+bench: ## measure beside hand-written code, for a quarter of an hour; ARGS="-short" checks that it runs
+	go run ./benchmarks $(ARGS)
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## run the linters
 	$(GOLANGCI_LINT) run $(addsuffix /...,$(MODULES))

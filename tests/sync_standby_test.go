@@ -317,9 +317,23 @@ func (p *syncPair) testPromoted(t *testing.T) {
 	wantWaiting("with the pool closed")
 
 	p.CrashPrimary(t)
+	config := p.config(t)
+	var dials atomic.Int32
+	dial := config.ConnConfig.DialFunc
+	config.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		dials.Add(1)
+		return conn, err
+	}
+	promoted := openBench(t, poolWith(t, config), &pgxstore.Config{ConnectTimeout: patient}, nil)
+	bridging := promoted.start(t, "begun without a server")
+	waitFor(t, func() bool { return bridging.ended() || dials.Load() > 4 }) // both are down, and it has tried again
 	start()
 	p.Promote(t)
-	promoted := openBench(t, poolWith(t, p.config(t)), nil, nil)
+	<-bridging.done
+	if bridging.err != nil || bridging.result.Value != bridging.name || promoted.effects(t, bridging.name) != 1 {
+		t.Errorf("a call that began with no server there: %+v, %v; want it to wait for one", bridging.result, bridging.err)
+	}
 	lost := 0
 	for _, name := range append(keys, "kept") {
 		result, err := idempotency.Do(t.Context(), promoted.client, params(name), charge(name))
