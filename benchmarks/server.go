@@ -113,7 +113,11 @@ func startLocal(ctx context.Context) (*pgserver.Server, error) {
 			return nil, err
 		}
 	}
-	return pgserver.StartLocal(ctx, &pgserver.LocalOptions{Settings: settings})
+	local, err := pgserver.StartLocal(ctx, &pgserver.LocalOptions{Settings: settings})
+	if err != nil {
+		return nil, err
+	}
+	return local.Server, nil
 }
 
 func (s *server) stop(ctx context.Context) error {
