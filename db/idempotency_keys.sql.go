@@ -11,6 +11,17 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
+const abort = `-- name: Abort :exec
+SELECT 1 / 0
+`
+
+// For a completion that was never sent, as its context had ended: the transaction
+// must not commit without it.
+func (q *Queries) Abort(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, abort)
+	return err
+}
+
 const confirmDurable = `-- name: ConfirmDurable :exec
 SELECT
     set_config(

@@ -259,6 +259,11 @@ SELECT
     coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
 FROM completed;
 
+-- name: Abort :exec
+-- For a completion that was never sent, as its context had ended: the transaction
+-- must not commit without it.
+SELECT 1 / 0;
+
 -- name: KeyExtend :one
 UPDATE idempotency_keys
 SET

@@ -520,3 +520,47 @@ func TestLeasedCompletionThatIsStillOpen(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A completion whose context has ended is not sent. The work that a lease was for
+// must not commit without it, whatever the caller makes of the error.
+func TestCompletionThatWasNotSentCannotCommit(t *testing.T) {
+	t.Parallel()
+	for name, complete := range map[string]func(ctx context.Context, b *bench, tx pgx.Tx, claim *idempotency.Claim) error{
+		"one": func(ctx context.Context, b *bench, tx pgx.Tx, claim *idempotency.Claim) error {
+			_, err := b.client.WithTx(tx).Complete(ctx, claim, bytesResponse("k"))
+			return err
+		},
+		"many": func(ctx context.Context, b *bench, tx pgx.Tx, claim *idempotency.Claim) error {
+			_, err := b.store.WithTx(tx).(idempotency.BatchVerbs).CompleteMany(ctx, []*idempotency.Claim{claim}, []*idempotency.Response{bytesResponse("k")})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, pgtest.DB(t), nil, nil)
+			outcome, err := b.store.Begin(t.Context(), leased("k", time.Minute))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tx, err := b.pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback(t.Context())
+			if err := effect(t.Context(), tx, "k"); err != nil {
+				t.Fatal(err)
+			}
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := complete(ended, b, tx, outcome.Claim); !errors.Is(err, context.Canceled) {
+				t.Errorf("error is %v, want the context's", err)
+			}
+			if err := tx.Commit(t.Context()); err == nil {
+				t.Error("the work was committed without its completion")
+			}
+			if n := b.effects(t, "k"); n != 0 {
+				t.Errorf("%d effects", n)
+			}
+		})
+	}
+}

@@ -253,6 +253,9 @@ func (v *verbs) CompleteMany(ctx context.Context, claims []*idempotency.Claim, r
 		done, err = v.store.queries.KeyCompleteMany(ctx, q, params)
 		return err
 	})
+	if err != nil {
+		v.abort(ctx)
+	}
 	if refused != nil {
 		return nil, refused
 	}

@@ -50,10 +50,25 @@ func (v *verbs) Complete(ctx context.Context, claim *idempotency.Claim, response
 		claim = noClaim
 	}
 	record, err := v.store.complete(ctx, v.tx, claim, response)
+	if err != nil {
+		v.abort(ctx)
+	}
 	if refused != nil {
 		return nil, refused
 	}
 	return record, v.explain(claim.Key, "complete", lostBeforeCommit(err))
+}
+
+// abort keeps the transaction from committing, after a completion that has failed.
+// Where its statement was sent, that has done so.
+func (v *verbs) abort(ctx context.Context) {
+	conn := v.tx.Conn()
+	if conn == nil || conn.IsClosed() || conn.PgConn().IsBusy() || conn.PgConn().TxStatus() != 'T' {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), txhelper.DefaultRollbackTimeout)
+	defer cancel()
+	_ = v.store.queries.Abort(ctx, v.tx) // it fails, or the connection does
 }
 
 // noClaim stands for a claim that is refused. It matches no row, so the

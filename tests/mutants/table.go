@@ -669,6 +669,11 @@ var table = []mutant{
 
 	// Leases and clocks.
 	{
+		name: "a completion that was not sent lets the work commit", breaks: fenced,
+		edits: []edit{{verbsFile, "TxStatus() != 'T'", "TxStatus() == 'T'"}},
+		test:  "TestCompletionThatWasNotSentCannotCommit",
+	},
+	{
 		name: "a lease is taken over, whatever it became", breaks: fenced,
 		edits: []edit{
 			{query + "KeyReclaim", "claim_id = @seen_claim_id::uuid", "@seen_claim_id::uuid IS NOT NULL"},
