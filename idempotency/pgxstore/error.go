@@ -95,8 +95,9 @@ func sqlState(err error) string {
 	return ""
 }
 
-// withoutDetail returns err without the parts of PostgreSQL's error that may quote
-// a row or a parameter. It is for errors of our own statements.
+// withoutDetail returns err so that errors.As finds PostgreSQL's error in it
+// without the parts that may quote a row or a parameter. It is for errors of our
+// own statements.
 func withoutDetail(err error) error {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) || pgErr.Detail == "" && pgErr.Where == "" && pgErr.InternalQuery == "" {
@@ -104,7 +105,25 @@ func withoutDetail(err error) error {
 	}
 	bare := *pgErr
 	bare.Detail, bare.Where, bare.InternalQuery = "", "", ""
-	return &bare
+	return &withoutDetailError{err, &bare}
+}
+
+// withoutDetailError is err with bare in the place of PostgreSQL's error. It has no
+// Unwrap, which would lead to that one.
+type withoutDetailError struct {
+	err  error
+	bare *pgconn.PgError
+}
+
+func (e *withoutDetailError) Error() string        { return e.err.Error() }
+func (e *withoutDetailError) Is(target error) bool { return errors.Is(e.err, target) }
+
+func (e *withoutDetailError) As(target any) bool {
+	if found, ok := target.(**pgconn.PgError); ok {
+		*found = e.bare
+		return true
+	}
+	return errors.As(e.err, target)
 }
 
 // explain turns an error of one of our statements into the package's terms.

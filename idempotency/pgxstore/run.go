@@ -36,7 +36,10 @@ func (s *Store) Run(ctx context.Context, params *idempotency.BeginParams, fn fun
 	case errors.As(err, &lost):
 		err = lost.unavailable(ctx, params.Key)
 	case errors.As(err, &exceeded):
-		err = s.explain(params.Key, "run", err)
+		// The last try's error may be fn's own, which is left as it is.
+		if cause := sentinel(err); cause != nil {
+			err = &idempotency.KeyError{Key: params.Key, Err: fmt.Errorf("%w: run: %w", cause, err)}
+		}
 	}
 	if err != nil {
 		return nil, false, explainOwned(err)
