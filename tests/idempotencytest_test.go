@@ -50,6 +50,7 @@ func prepareForKit(t *testing.T, pool *pgxpool.Pool) {
 
 func correctHandlers() map[string]handler {
 	var cached sync.Once
+	var ordered atomic.Int32
 	return map[string]handler{
 		"Do": func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
 			t.Helper()
@@ -141,6 +142,45 @@ func correctHandlers() map[string]handler {
 				return err
 			}
 		},
+		// Goroutines may do that to those before the transaction.
+		"another order": func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
+			t.Helper()
+			b := openBench(t, pool, nil, nil)
+			reads := []func(ctx context.Context, key string) error{
+				func(ctx context.Context, key string) error {
+					_, err := pool.Exec(ctx, `SELECT FROM seen WHERE key = $1`, key)
+					return err
+				},
+				func(ctx context.Context, key string) error {
+					_, err := pool.Exec(ctx, `SELECT FROM effects WHERE name = $1`, pgx.QueryExecModeSimpleProtocol, key)
+					return err
+				},
+			}
+			return func(ctx context.Context, key string) error {
+				reads := reads
+				if ordered.Add(1) > 6 { // 6 calls are made before anything is cut
+					reads = []func(context.Context, string) error{reads[1], reads[0]}
+				}
+				for _, read := range reads {
+					if err := read(ctx, key); err != nil {
+						return err
+					}
+				}
+				_, err := idempotency.Do(ctx, b.client, params(key), charge(key))
+				return err
+			}
+		},
+		"reads at once": func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
+			t.Helper()
+			b := openBench(t, pool, nil, nil)
+			return func(ctx context.Context, key string) error {
+				if err := readAtOnce(ctx, pool); err != nil {
+					return err
+				}
+				_, err := idempotency.Do(ctx, b.client, params(key), charge(key))
+				return err
+			}
+		},
 		// What is sent once in a process is not counted.
 		"cached": func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
 			t.Helper()
@@ -156,6 +196,28 @@ func correctHandlers() map[string]handler {
 			}
 		},
 	}
+}
+
+// readAtOnce reads on three connections. Which of them is fastest is chance.
+func readAtOnce(ctx context.Context, pool *pgxpool.Pool) error {
+	var running sync.WaitGroup
+	var acquired sync.WaitGroup
+	acquired.Add(3)
+	errs := make([]error, 3)
+	for i, query := range []string{`SELECT count(*) FROM seen`, `SELECT count(*) FROM effects`, `SELECT count(*) FROM effects WHERE name = 'x'`} {
+		running.Go(func() {
+			conn, err := pool.Acquire(ctx)
+			acquired.Done()
+			if errs[i] = err; err != nil {
+				return
+			}
+			defer conn.Release()
+			acquired.Wait()
+			_, errs[i] = conn.Exec(ctx, query)
+		})
+	}
+	running.Wait()
+	return errors.Join(errs...)
 }
 
 func TestKitPassesCorrectHandlers(t *testing.T) {
@@ -196,7 +258,8 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 		_, err := pool.Exec(ctx, `INSERT INTO effects (name) VALUES ($1)`, key)
 		return err
 	}
-	var calls, moves atomic.Int32 // 6 calls are made before anything is cut
+	var calls, moves, repeats atomic.Int32 // 6 calls are made before anything is cut
+	var forgotten atomic.Pointer[string]
 	return map[string]mistake{
 		"the pool inside the function": {
 			handler: func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
@@ -209,8 +272,8 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 					return err
 				}
 			},
-			point: "statement_6_COMMIT,_not_sent", says: "2 effects of a single call, want 1: the connection was reset before the server got the COMMIT (statement 6 of 6)",
-			passes: "statement_6_COMMIT,_reply_lost",
+			point: "COMMIT,_not_sent", says: "2 effects of a single call, want 1: the connection was reset before the server got statement",
+			passes: "COMMIT,_reply_lost",
 		},
 		"the key first": {
 			handler: func(_ *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
@@ -225,8 +288,8 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 					return write(ctx, pool, key)
 				}
 			},
-			point: "statement_4,_not_sent", says: "no effect after the call was made again and acknowledged",
-			passes: "statement_3_COMMIT,_not_sent",
+			point: "INSERT_INTO_effects_name_VALUES,_not_sent", says: "no effect after the call was made again and acknowledged",
+			passes: "COMMIT,_not_sent",
 		},
 		"the key first, and in progress for ever": {
 			handler: func(_ *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
@@ -247,8 +310,8 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 					})
 				}
 			},
-			point: "statement_2,_reply_lost", says: "the same call again was not acknowledged for 5s",
-			passes: "statement_2,_not_sent",
+			point: "INSERT_INTO_seen_key_VALUES,_reply_lost", says: "the same call again was not acknowledged for 5s",
+			passes: "INSERT_INTO_seen_key_VALUES,_not_sent",
 		},
 		"the effect first": {
 			handler: func(_ *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
@@ -264,8 +327,8 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 					return err
 				}
 			},
-			point: "statement_3,_not_sent", says: "2 effects after the call was made again, want 1: the connection was reset before the server got statement 3 of 3",
-			passes: "statement_3,_reply_lost",
+			point: "INSERT_INTO_seen_key_VALUES,_not_sent", says: "2 effects after the call was made again, want 1: the connection was reset before the server got statement 3 of 3 (INSERT INTO seen key VALUES)",
+			passes: "INSERT_INTO_seen_key_VALUES,_reply_lost",
 		},
 		"SafeToRetry": {
 			handler: func(_ *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
@@ -288,8 +351,8 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 					}
 				}
 			},
-			point: "statement_5_COMMIT,_reply_lost", says: "2 effects of a single call, want 1: the server had done the COMMIT (statement 5 of 5)",
-			passes: "statement_5_COMMIT,_not_sent",
+			point: "COMMIT,_reply_lost", says: "2 effects of a single call, want 1: the server had done statement 5 of 5 (COMMIT)",
+			passes: "COMMIT,_not_sent",
 		},
 		"no key": {
 			handler: func(_ *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
@@ -311,8 +374,8 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 					return effect(ctx, tx, key)
 				}
 			},
-			point: "statement_4_COMMIT,_not_sent", says: "the call was acknowledged without an effect",
-			passes: "statement_4_COMMIT,_reply_lost",
+			point: "COMMIT,_not_sent", says: "the call was acknowledged without an effect",
+			passes: "COMMIT,_reply_lost",
 		},
 		"a key in memory": {
 			handler: func(_ *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
@@ -343,6 +406,21 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 			},
 			says: "the same call again failed: ERROR: duplicate key value",
 		},
+		"a key that is forgotten": {
+			handler: func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
+				t.Helper()
+				call := correctHandlers()["one statement"](t, pool)
+				return func(ctx context.Context, key string) error {
+					if forgotten.CompareAndSwap(nil, &key); *forgotten.Load() == key && repeats.Add(1) > 3 {
+						if _, err := captured.Exec(ctx, `DELETE FROM seen WHERE key = $1`, key); err != nil {
+							return err
+						}
+					}
+					return call(ctx, key)
+				}
+			},
+			says: "2 effects after a call was made again that was done",
+		},
 		"a connection that is kept": {
 			handler: func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
 				t.Helper()
@@ -360,8 +438,8 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 					return err
 				}
 			},
-			point: "statement_1,_not_sent", says: "1 connection(s) were not given back",
-			passes: "statement_2,_not_sent",
+			point: "ping,_not_sent", says: "1 connection(s) were not given back",
+			passes: "begin,_not_sent",
 		},
 		"another pool": {
 			handler: func(t *testing.T, _ *pgxpool.Pool) idempotencytest.Call {
@@ -382,7 +460,7 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 				}
 			},
 			says:   "none of the 1 statements of a call was seen to commit its effect",
-			passes: "statement_1,_reply_lost",
+			passes: "SELECT_EXISTS_SELECT_FROM_seen_WHERE_key,_reply_lost",
 		},
 		"statements that differ": {
 			handler: func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
@@ -396,8 +474,8 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 					return err
 				}
 			},
-			point: "statement_7,_not_sent", says: "in 3 runs the point \"statement 7, not sent\" was not met",
-			passes: "statement_6_COMMIT,_reply_lost",
+			point: "SELECT,_not_sent", says: "in 3 runs the point \"SELECT, not sent\" was not met",
+			passes: "COMMIT,_reply_lost",
 		},
 		"statements that move": {
 			handler: func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
@@ -412,8 +490,8 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 					return call(ctx, key)
 				}
 			},
-			point: "statement_2,_not_sent", says: "in 3 runs the point \"statement 2, not sent\" was not met",
-			passes: "statement_1,_not_sent",
+			point: "SELECT,_not_sent", says: "in 3 runs the point \"SELECT, not sent\" was not met",
+			passes: "begin,_not_sent",
 		},
 		"an encrypted connection": {
 			handler: correctHandlers()["Do"], sslmode: "require",
@@ -459,7 +537,7 @@ func TestKitFindsMistakes(t *testing.T) {
 	prepareForKit(t, pool)
 	output := runMistakes(t, pool, "")
 	results := readResults(output)
-	if after, ok := results["TestKitFindsMistakes/the_key_first,_and_in_progress_for_ever/statement_3,_not_sent"]; ok {
+	if after, ok := results["TestKitFindsMistakes/the_key_first,_and_in_progress_for_ever/begin,_not_sent"]; ok {
 		t.Errorf("after a point at which the call is stuck another one ran: %+v", after)
 	}
 	for name, m := range mistakes(pool) {
@@ -485,8 +563,8 @@ func TestKitRunsOnePointAlone(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.DB(t)
 	prepareForKit(t, pool)
-	output := runMistakes(t, pool, "/^SafeToRetry$/statement_5_COMMIT,_reply_lost"+
-		"|^TestKitFindsMistakes$/^another_pool_for_the_writes$/statement_1,_not_sent")
+	output := runMistakes(t, pool, "/^SafeToRetry$/COMMIT,_reply_lost"+
+		"|^TestKitFindsMistakes$/^another_pool_for_the_writes$/SELECT_EXISTS_SELECT_FROM_seen_WHERE_key,_not_sent")
 	var got []string
 	for name, result := range readResults(output) {
 		if name != "" {
@@ -496,11 +574,11 @@ func TestKitRunsOnePointAlone(t *testing.T) {
 	slices.Sort(got)
 	want := []string{
 		"FAIL SafeToRetry",
-		"FAIL SafeToRetry/statement_5_COMMIT,_reply_lost",
+		"FAIL SafeToRetry/COMMIT,_reply_lost",
 		"FAIL TestKitFindsMistakes",
 		// That no commit was seen is for a run of all points to say.
 		"PASS another_pool_for_the_writes",
-		"PASS another_pool_for_the_writes/statement_1,_not_sent",
+		"PASS another_pool_for_the_writes/SELECT_EXISTS_SELECT_FROM_seen_WHERE_key,_not_sent",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q\n%s", got, want, output)
@@ -535,13 +613,28 @@ func TestKitKeepsThePoolsSettings(t *testing.T) {
 			points = append(points, t.Name())
 		}
 		return func(ctx context.Context, key string) error {
-			_, err := pool.Exec(ctx, `WITH first AS (INSERT INTO seen (key) SELECT $1 WHERE current_setting('app.name') = 'ours'
+			// On a second connection, which has to be made.
+			err := pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+				for _, query := range []string{"SELECT FROM seen", "-- name: KeyOfACall :one\nSELECT"} {
+					if _, err := pool.Exec(ctx, query); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			_, err = pool.Exec(ctx, `WITH first AS (INSERT INTO seen (key) SELECT $1 WHERE current_setting('app.name') = 'ours'
 				ON CONFLICT DO NOTHING RETURNING key) INSERT INTO effects (name) SELECT key FROM first`, key)
 			return err
 		}
 	})
 	idempotencytest.Run(t, given, h.operation(pool))
-	want := []string{t.Name(), t.Name() + "/statement_1,_not_sent", t.Name() + "/statement_1,_reply_lost"}
+	want := []string{t.Name()}
+	for _, statement := range []string{"SELECT_FROM_seen", "KeyOfACall", "WITH_first_AS_INSERT_INTO_seen_key_SELECT_WHERE"} {
+		want = append(want, t.Name()+"/"+statement+",_not_sent", t.Name()+"/"+statement+",_reply_lost")
+	}
 	if !slices.Equal(points, want) {
 		t.Errorf("ran %q, want %q", points, want)
 	}

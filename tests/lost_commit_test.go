@@ -107,12 +107,29 @@ func TestCommitOutlivesItsCaller(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	proxy := &commitProxy{beforeCommit: cancel}
+	// COMMIT passes once the cancellation has met a statement under the same
+	// context, and so the COMMIT as well: otherwise it may be too fast for it.
+	var interrupted error
+	ended := make(chan struct{})
+	proxy := &commitProxy{beforeCommit: func() {
+		cancel()
+		<-ended
+	}}
 	// Without the time to find out, a commit that was interrupted would show.
 	b := proxy.bench(t, &pgxstore.Config{ResolveTimeout: time.Nanosecond})
+	go func() {
+		defer close(ended)
+		_, interrupted = b.pool.Exec(ctx, `SELECT pg_sleep(3600)`)
+	}()
+	waitFor(t, func() bool {
+		return count(t, b.pool, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT pg_sleep(3600)'`) == 1
+	})
 	result, err := idempotency.Do(ctx, b.client, params("k"), charge("k"))
 	if ctx.Err() == nil {
 		t.Fatal("no commit has passed the proxy")
+	}
+	if !errors.Is(interrupted, context.Canceled) {
+		t.Fatalf("a statement under the same context ended with %v, want its cancellation", interrupted)
 	}
 	if err != nil || result.Value != "k" || result.Replayed || b.effects(t, "k") != 1 {
 		t.Errorf("%+v, %v, %d effects; want a run", result, err, b.effects(t, "k"))

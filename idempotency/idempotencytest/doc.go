@@ -37,6 +37,8 @@
 //     mail, a call of another service are never cut. A handler that sends nothing
 //     through the pool fails the test, and so does one that was not seen to
 //     commit there; one that only does some of its work elsewhere is not found out.
+//   - Nothing waits for a key to expire. One that is kept for less time than the
+//     test takes is found out at its end, one that is kept for an hour is not.
 //   - It sees what Effects counts, not what was answered: whether the repeated
 //     call got the same answer as the first is for Call to compare.
 //

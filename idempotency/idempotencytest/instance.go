@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -27,13 +28,25 @@ type instance struct {
 }
 
 // newInstance returns an instance whose connections can be cut. One of them is
-// open, so that what is sent at the start of a connection is not counted.
+// open, as in a program that has been at work.
 func newInstance(t *testing.T, original *pgxpool.Pool, op *Operation) *instance {
 	t.Helper()
 	cutter := &pgcut.Cutter{}
 	config := original.Config()
-	// Connections that the pool makes in the background would be counted.
+	// What the pool sends by itself is not the call's: at the start of a connection,
+	// of those that it makes in the background, and to those that were idle.
 	config.MinConns, config.MinIdleConns = 0, 0
+	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
+	afterConnect := config.AfterConnect
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if afterConnect != nil {
+			if err := afterConnect(ctx, conn); err != nil {
+				return err
+			}
+		}
+		cutter.Started(conn.PgConn().Conn())
+		return nil
+	}
 	preferPlaintext(&config.ConnConfig.Config)
 	if err := cutter.Install(&config.ConnConfig.Config); err != nil {
 		t.Fatalf("idempotencytest: the pool cannot be used for this test: %v", err)

@@ -1,7 +1,9 @@
 package idempotencytest
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/samecommit/samecommit/internal/pgcut"
 )
@@ -9,63 +11,68 @@ import (
 // point is a statement of a call and the side of it at which to cut.
 type point struct {
 	statement *statement
+	// name is the statement's, and its alone.
+	name string
 	// index counts the call's statements from 0; total is how many there are.
 	index, total int
 	replyLost    bool
 }
 
 func points(statements []*statement) []*point {
+	names := names(statements)
 	var all []*point
 	for i, s := range statements {
-		all = append(all, &point{statement: s, index: i, total: len(statements)})
-		if s.reply != 0 {
-			all = append(all, &point{statement: s, index: i, total: len(statements), replyLost: true})
+		p := point{statement: s, name: names[s], index: i, total: len(statements)}
+		all = append(all, &p)
+		if s.replied {
+			lost := p
+			lost.replyLost = true
+			all = append(all, &lost)
 		}
 	}
 	return all
 }
 
-// cut returns the point in terms of messages.
-func (p *point) cut() *pgcut.Point {
-	if p.replyLost {
-		return &pgcut.Point{From: pgcut.Backend, Number: p.statement.reply, Mode: pgcut.Reset}
+// names tells apart the statements of one title by a number. It does not depend
+// on their order, so that another run gives a statement the same name.
+func names(statements []*statement) map[*statement]string {
+	sorted := slices.Clone(statements)
+	slices.SortFunc(sorted, func(a, b *statement) int {
+		return cmp.Or(cmp.Compare(a.text, b.text), cmp.Compare(a.occurrence, b.occurrence))
+	})
+	names, counts := make(map[*statement]string), make(map[string]int)
+	for _, s := range sorted {
+		title := s.title()
+		counts[title]++
+		names[s] = title
+		if n := counts[title]; n > 1 {
+			names[s] = fmt.Sprintf("%s %d", title, n)
+		}
 	}
-	return &pgcut.Point{From: pgcut.Frontend, Number: p.statement.sent, Mode: pgcut.Reset}
+	return names
 }
 
-// met reports whether a run with these messages was cut at the point: a run may
-// send other statements than the one that was counted.
-func (p *point) met(cut *pgcut.Cut, messages []pgcut.Message) bool {
-	got := statements(messages)
-	if cut == nil || p.index >= len(got) {
-		return false
+// reached returns what tells of each message of a call whether it is the one at
+// which to cut.
+func (p *point) reached() func(pgcut.Message) bool {
+	var call history
+	return func(message pgcut.Message) bool {
+		s, reply := call.next(message)
+		return s != nil && reply == p.replyLost && s.text == p.statement.text && s.occurrence == p.statement.occurrence
 	}
-	s := got[p.index]
-	if p.replyLost {
-		return s.reply == cut.Message.Number && s.commit == p.statement.commit
-	}
-	return s.sent == cut.Message.Number && s.commit == p.statement.commit
 }
 
-// String is the name of the subtest. It has no characters that mean something
-// to -run.
+// String is the name of the subtest.
 func (p *point) String() string {
-	name := fmt.Sprintf("statement %d", p.index+1)
-	if p.statement.commit {
-		name += " COMMIT"
-	}
 	if p.replyLost {
-		return name + ", reply lost"
+		return p.name + ", reply lost"
 	}
-	return name + ", not sent"
+	return p.name + ", not sent"
 }
 
 // event tells what happened.
 func (p *point) event() string {
-	which := fmt.Sprintf("statement %d of %d", p.index+1, p.total)
-	if p.statement.commit {
-		which = fmt.Sprintf("the COMMIT (%s)", which)
-	}
+	which := fmt.Sprintf("statement %d of %d (%s)", p.index+1, p.total, p.name)
 	if p.replyLost {
 		return fmt.Sprintf("the server had done %s and the connection was reset before its reply", which)
 	}

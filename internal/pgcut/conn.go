@@ -13,6 +13,7 @@ import (
 type conn struct {
 	net.Conn
 	cutter *Cutter
+	number int
 	// quiet is never written to. It makes reads of a silenced connection wait,
 	// with the deadlines that the client sets.
 	quiet net.Conn
@@ -28,6 +29,7 @@ type conn struct {
 
 	// The rest is guarded by the cutter's lock.
 	mode       Mode // set once it is cut
+	started    bool
 	statements statements
 	progress   progress
 }

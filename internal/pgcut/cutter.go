@@ -18,14 +18,17 @@ type Cutter struct {
 	counts   map[Direction]int
 	messages []Message
 	point    *Point
+	choose   func(Message) bool
 	cut      *Cut
 	done     chan struct{}
+	dialed   int
 	conns    []*conn
 	drains   sync.WaitGroup
 }
 
 // Cut is what a Cutter did.
 type Cut struct {
+	// Point is that of Arm; of ArmWhen, its mode.
 	Point Point
 	// Message is the one at which it cut. Where Point.After is not set it has
 	// not passed.
@@ -79,8 +82,20 @@ func (c *Cutter) wrap(server net.Conn) *conn {
 	wrapped := &conn{Conn: server, cutter: c, quiet: quiet, frontend: stream{untyped: true}}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.dialed++
+	wrapped.number = c.dialed
 	c.conns = append(c.conns, wrapped)
 	return wrapped
+}
+
+// Started tells that a connection's owner has made it ready for use. Its messages
+// up to then were those of its start.
+func (c *Cutter) Started(started net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if conn, ok := started.(*conn); ok {
+		conn.started = true
+	}
 }
 
 // Arm lets the cutter cut at the point, once. Messages are recorded and counted
@@ -88,9 +103,32 @@ func (c *Cutter) wrap(server net.Conn) *conn {
 func (c *Cutter) Arm(point *Point) <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.point, c.cut, c.messages, c.counts = point, nil, nil, make(map[Direction]int)
+	return c.arm(point, nil)
+}
+
+// ArmWhen is Arm for a point that is known when it is reached: before the first
+// message for which choose returns true. It gets the messages one at a time, and
+// must not call the Cutter.
+func (c *Cutter) ArmWhen(mode Mode, choose func(Message) bool) <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.arm(&Point{Mode: mode}, choose)
+}
+
+func (c *Cutter) arm(point *Point, choose func(Message) bool) <-chan struct{} {
+	c.point, c.choose, c.cut, c.messages, c.counts = point, choose, nil, nil, make(map[Direction]int)
 	c.done = make(chan struct{})
 	return c.done
+}
+
+func (c *Cutter) hits(message *Message) bool {
+	switch {
+	case c.point == nil:
+		return false
+	case c.choose != nil:
+		return c.choose(*message)
+	}
+	return c.point.hits(message)
 }
 
 // Messages returns what has passed, or was to pass when it was cut, since Arm.
@@ -131,17 +169,18 @@ func (c *Cutter) see(conn *conn, from Direction, raw []byte, first bool) (pass, 
 		c.counts = make(map[Direction]int)
 	}
 	c.counts[from]++
-	message := Message{From: from, Number: c.counts[from]}
+	message := Message{From: from, Number: c.counts[from], Conn: conn.number, Starting: !conn.started}
 	if !first {
 		message.Type = raw[0]
 		if from == Frontend {
-			message.Commit = conn.statements.commit(raw)
+			statement := conn.statements.run(raw)
+			message.Statement, message.Commit = statement.text, statement.commit
 		} else {
 			message.Commit = message.Type == 'C' && string(raw[5:]) == "COMMIT\x00"
 		}
 	}
 	c.messages = append(c.messages, message)
-	cut = c.point != nil && c.point.hits(&message)
+	cut = c.hits(&message)
 	pass = !cut || c.point.After
 	if pass {
 		conn.progress.passed(message)

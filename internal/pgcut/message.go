@@ -13,8 +13,14 @@ type Message struct {
 	From Direction
 	// Number counts the direction's messages from 1.
 	Number int
+	// Conn counts the connections from 1.
+	Conn int
+	// Starting says that Cutter.Started was not yet called for the connection.
+	Starting bool
 	// Type is the protocol's letter; 0 for the first message of a connection.
 	Type byte
+	// Statement is the text that the message makes the server run, if it does.
+	Statement string
 	// Commit says that the message makes the server commit, or, from the
 	// server, that it says so: the tag COMMIT.
 	Commit bool
@@ -82,28 +88,36 @@ func startCode(raw []byte) uint32 {
 // Elsewhere the word may be a name or a value.
 var commitPattern = regexp.MustCompile(`(?is)(?:^|;)(?:\s|--[^\n]*\n|/\*.*?\*/)*commit\b`)
 
-// statements knows which prepared statements of a connection commit.
-type statements struct {
-	commits map[string]bool
-	bound   bool
+// statement is a text, and whether it makes the server commit.
+type statement struct {
+	text   string
+	commit bool
 }
 
-// commit reports whether the frontend's message makes the server commit. A
-// statement that was prepared earlier is sent without its text.
-func (s *statements) commit(raw []byte) bool {
+func parse(text []byte) statement { return statement{string(text), commitPattern.Match(text)} }
+
+// statements knows the prepared statements of a connection.
+type statements struct {
+	prepared map[string]statement
+	bound    statement
+}
+
+// run returns what the frontend's message makes the server run. A statement that
+// was prepared earlier is sent without its text.
+func (s *statements) run(raw []byte) statement {
 	fields := bytes.SplitN(raw[5:], []byte{0}, 3)
 	switch kind := raw[0]; {
 	case kind == 'Q':
-		return commitPattern.Match(fields[0])
+		return parse(fields[0])
 	case kind == 'P' && len(fields) > 1: // name, text
-		if s.commits == nil {
-			s.commits = make(map[string]bool)
+		if s.prepared == nil {
+			s.prepared = make(map[string]statement)
 		}
-		s.commits[string(fields[0])] = commitPattern.Match(fields[1])
+		s.prepared[string(fields[0])] = parse(fields[1])
 	case kind == 'B' && len(fields) > 1: // portal, name
-		s.bound = s.commits[string(fields[1])]
+		s.bound = s.prepared[string(fields[1])]
 	case kind == 'E':
 		return s.bound
 	}
-	return false
+	return statement{}
 }

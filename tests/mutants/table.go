@@ -14,6 +14,7 @@ const (
 	errorFile   = "idempotency/pgxstore/error.go"
 	gateFile    = "idempotency/gate.go"
 	txFile      = "txhelper/transaction.go"
+	kitFile     = "idempotency/idempotencytest/statement.go"
 )
 
 // contract is where pgxstore runs the suite of stores with transactions.
@@ -811,5 +812,22 @@ var table = []mutant{
 		name: "migrations share the application's table", breaks: upgrade,
 		edits: []edit{{"migrate/migrate.go", "goose.WithTableName(VersionTable)", "goose.WithTableName(goose.DefaultTablename)"}},
 		test:  "TestMigrateLeavesTheApplicationsGooseAlone",
+	},
+
+	// The test kit.
+	{
+		name: "statements are told apart by their values", breaks: honest,
+		edits: []edit{{kitFile, "text := withoutValues(message.Statement)", "text := message.Statement"}},
+		test:  "TestKitPassesCorrectHandlers/another order",
+	},
+	{
+		name: "what hooks send is cut", breaks: honest,
+		edits: []edit{{kitFile, "\tif message.Starting {", "\tif message.Starting && message.Type == 0 {"}},
+		test:  "TestKitKeepsThePoolsSettings",
+	},
+	{
+		name: "nobody asks for a key that is gone", breaks: honest,
+		edits: []edit{{"idempotency/idempotencytest/run.go", "if n := r.effects(t, key); n != 1 {\n\t\tt.Errorf(\"idempotencytest: %d effects after a call", "if n := r.effects(t, key); n < 1 {\n\t\tt.Errorf(\"idempotencytest: %d effects after a call"}},
+		test:  "TestKitFindsMistakes/a key that is forgotten",
 	},
 }
