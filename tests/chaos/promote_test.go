@@ -78,9 +78,12 @@ func (d *drilling) calls(number int64) {
 // began after this one.
 func (d *drilling) everyWorkerIsTold() {
 	d.t.Helper()
-	for _, w := range d.workers {
-		until := w.told.Load() + 2 // the first may have begun before
-		d.wait("every worker is told", func() bool { return w.told.Load() >= until })
+	until := make([]int64, len(d.workers))
+	for i, w := range d.workers {
+		until[i] = w.told.Load() + 2 // the first may have begun before
+	}
+	for i, w := range d.workers {
+		d.wait("every worker is told", func() bool { return w.told.Load() >= until[i] })
 	}
 }
 
