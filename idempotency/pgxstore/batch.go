@@ -61,7 +61,7 @@ func (v *verbs) BeginMany(ctx context.Context, params []*idempotency.BeginParams
 		wanted = append(wanted, i)
 	}
 	if err := b.begin(ctx, wanted); err != nil {
-		return nil, explainMany("begin many", err)
+		return nil, explainMany("begin many", lostBeforeCommit(err))
 	}
 	return b.results, nil
 }
@@ -247,7 +247,7 @@ func (v *verbs) CompleteMany(ctx context.Context, claims []*idempotency.Claim, r
 		return nil, fmt.Errorf("%w: one of a batch: roll the transaction back", idempotency.ErrClaimLost)
 	}
 	if err != nil {
-		return nil, explainMany("complete many", err)
+		return nil, explainMany("complete many", lostBeforeCommit(err))
 	}
 	records := make([]*idempotency.Record, len(claims))
 	for _, one := range done {
@@ -272,9 +272,6 @@ func explainMany(doing string, err error) error {
 	}
 	if cause := sentinel(err); cause != nil {
 		return fmt.Errorf("%w: %s: %w", cause, doing, err)
-	}
-	if err := lostBeforeCommit(err); isUnavailable(err) {
-		return fmt.Errorf("%w: %s: %w", idempotency.ErrUnavailable, doing, err)
 	}
 	return explainSchema(doing, err)
 }

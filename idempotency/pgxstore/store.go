@@ -230,7 +230,7 @@ func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
 		limit = defaultDeleteLimit
 	}
 	deleted, err := s.queries.KeyDeleteExpired(ctx, s.querier(s.db), &db.KeyDeleteExpiredParams{MaxRows: int32(limit)})
-	return int(deleted), explainSchema("delete expired", err)
+	return int(deleted), explainMany("delete expired", err)
 }
 
 // WithTx returns the verbs as part of tx. See idempotency.TxStore.
@@ -238,13 +238,17 @@ func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx
 
 // Savepoint calls fn with a transaction nested in tx. See idempotency.TxStore.
 func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
-	called := false
+	own := true // not an error of fn's
 	err := txhelper.Savepoint(ctx, tx, func(ctx context.Context, nested pgx.Tx) error {
-		called = true
-		return fn(ctx, ownedTx{nested, runKey(tx)})
+		err := fn(ctx, ownedTx{nested, runKey(tx)})
+		own = err == nil
+		return err
 	})
-	// Of fn's own errors only this one concerns the whole of tx.
-	if cause := sentinel(err); cause != nil && (!called || errors.Is(cause, idempotency.ErrSerializationFailure)) {
+	if own {
+		err = lostBeforeCommit(err)
+	}
+	// Of fn's errors only this one concerns the whole of tx.
+	if cause := sentinel(err); cause != nil && (own || errors.Is(cause, idempotency.ErrSerializationFailure)) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
 	return explainOwned(err)
