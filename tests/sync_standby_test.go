@@ -20,6 +20,7 @@ import (
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgcut"
 	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/txhelper"
 )
 
 const (
@@ -223,6 +224,18 @@ func TestSyncStandby(t *testing.T) {
 		p.signal(t, "pg_terminate_backend", call.backend.Load())
 		call.wantUnknown(t)
 		b.wantOnce(t, "a replay")
+		// A transaction that has written nothing waits for nobody.
+		confirmed := openBench(t, b.pool, &pgxstore.Config{ConfirmReplays: time.Hour}, nil)
+		inTx, err := txhelper.RunValue(t.Context(), b.pool, nil, func(ctx context.Context, tx pgx.Tx) (result idempotency.Result[string], err error) {
+			given, err := idempotency.DoTx(ctx, confirmed.client, tx, params("a replay"), mustNotRun(t, "a replay"))
+			if err != nil {
+				return result, err
+			}
+			return given.Answer()
+		})
+		if err != nil || !inTx.Replayed {
+			t.Errorf("DoTx: %+v, %v; want a replay", inTx, err)
+		}
 		confirming := openBench(t, b.pool, &pgxstore.Config{ConfirmReplays: time.Hour, ResolveTimeout: hasty}, nil)
 		confirming.start(t, "a replay").wantUnknown(t)
 		patiently := openBench(t, b.pool, &pgxstore.Config{ConfirmReplays: time.Hour, ResolveTimeout: patient}, nil)

@@ -61,7 +61,7 @@ func (v *verbs) BeginMany(ctx context.Context, params []*idempotency.BeginParams
 		wanted = append(wanted, i)
 	}
 	if err := b.begin(ctx, wanted); err != nil {
-		return nil, v.explainMany("begin many", err)
+		return nil, v.explainMany("begin many", lostBeforeCommit(err))
 	}
 	return b.results, nil
 }
@@ -263,7 +263,7 @@ func (v *verbs) CompleteMany(ctx context.Context, claims []*idempotency.Claim, r
 		return nil, fmt.Errorf("%w: one of a batch: roll the transaction back", idempotency.ErrClaimLost)
 	}
 	if err != nil {
-		return nil, v.explainMany("complete many", err)
+		return nil, v.explainMany("complete many", lostBeforeCommit(err))
 	}
 	records := make([]*idempotency.Record, len(claims))
 	for _, one := range done {
@@ -286,12 +286,16 @@ func (v *verbs) explainMany(doing string, err error) error {
 	if errors.As(err, &inProgress) {
 		return err
 	}
-	err = v.immediate(withoutDetail(err))
+	return explainMany(doing, v.immediate(err))
+}
+
+func explainMany(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = withoutDetail(err)
 	if cause := sentinel(err); cause != nil {
 		return fmt.Errorf("%w: %s: %w", cause, doing, err)
-	}
-	if err := lostBeforeCommit(err); isUnavailable(err) {
-		return fmt.Errorf("%w: %s: %w", idempotency.ErrUnavailable, doing, err)
 	}
 	return explainSchema(doing, err)
 }

@@ -137,9 +137,6 @@ func (s *Store) explain(key idempotency.Key, doing string, err error) error {
 	if cause := sentinel(err); cause != nil {
 		return &idempotency.KeyError{Key: key, Err: fmt.Errorf("%w: %s: %w", cause, doing, err)}
 	}
-	if isUnavailable(err) {
-		return &idempotency.KeyError{Key: key, Err: fmt.Errorf("%w: %s: %w", idempotency.ErrUnavailable, doing, err)}
-	}
 	return explainSchema(doing, err)
 }
 
@@ -149,12 +146,16 @@ func sentinel(err error) error {
 	switch {
 	case errors.Is(err, pgx.ErrTxClosed):
 		return idempotency.ErrTxEnded
-	case errors.Is(err, ErrConstraintsImmediate), !errors.As(err, &pgErr):
+	case errors.Is(err, ErrConstraintsImmediate):
+		return nil
+	case !errors.Is(err, txhelper.ErrConnectionLost) && txhelper.IsRetryable(err):
+		return idempotency.ErrSerializationFailure
+	case isUnavailable(err):
+		return idempotency.ErrUnavailable
+	case !errors.As(err, &pgErr):
 		return nil
 	case pgErr.Code == codeNoTransaction:
 		return idempotency.ErrTxEnded
-	case txhelper.IsRetryable(err) && !errors.Is(err, txhelper.ErrConnectionLost):
-		return idempotency.ErrSerializationFailure
 	case pgErr.Code == codeTxAborted:
 		return idempotency.ErrTxAborted
 	case pgErr.Code == codeReadOnly:

@@ -230,16 +230,20 @@ func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx
 
 // Savepoint calls fn with a transaction nested in tx. See idempotency.TxStore.
 func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
-	called := false
+	own := true // not an error of fn's
 	err := txhelper.Savepoint(ctx, tx, func(ctx context.Context, nested pgx.Tx) error {
-		called = true
-		return fn(ctx, ownedTx{nested, runKey(tx)})
+		err := fn(ctx, ownedTx{nested, runKey(tx)})
+		own = err == nil
+		return err
 	})
 	if isGuard(err) {
 		err = fmt.Errorf("%w: %w", ErrConstraintsImmediate, err)
 	}
-	// Of fn's own errors only this one concerns the whole of tx.
-	if cause := sentinel(err); cause != nil && (!called || errors.Is(cause, idempotency.ErrSerializationFailure)) {
+	if own {
+		err = lostBeforeCommit(err)
+	}
+	// Of fn's errors only this one concerns the whole of tx.
+	if cause := sentinel(err); cause != nil && (own || errors.Is(cause, idempotency.ErrSerializationFailure)) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
 	return explainOwned(err)

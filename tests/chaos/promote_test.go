@@ -18,7 +18,7 @@ import (
 	"github.com/samecommit/samecommit/internal/pgtest"
 )
 
-var promotionsFlag = flag.Int("chaos.promotions", 0, "how often each drill of TestPromotions promotes a standby; 0 means 6, or 1 with -short")
+var promotionsFlag = flag.Int("chaos.promotions", 0, "how often each drill of TestPromotions promotes a standby; 0 means 4, or 1 with -short")
 
 // callsBetween is how many calls are made at least between two promotions, and
 // lagging how many while the standby receives nothing.
@@ -78,9 +78,12 @@ func (d *drilling) calls(number int64) {
 // began after this one.
 func (d *drilling) everyWorkerIsTold() {
 	d.t.Helper()
-	for _, w := range d.workers {
-		until := w.told.Load() + 2 // the first may have begun before
-		d.wait("every worker is told", func() bool { return w.told.Load() >= until })
+	until := make([]int64, len(d.workers))
+	for i, w := range d.workers {
+		until[i] = w.told.Load() + 2 // the first may have begun before
+	}
+	for i, w := range d.workers {
+		d.wait("every worker is told", func() bool { return w.told.Load() >= until[i] })
 	}
 }
 
@@ -111,7 +114,7 @@ type report struct {
 func TestPromotions(t *testing.T) {
 	t.Parallel()
 	seed := newSeed(t)
-	promotions := size(*promotionsFlag, 6, 1)
+	promotions := size(*promotionsFlag, 4, 1)
 	reports := make([]*report, len(drills))
 	t.Run("drills", func(t *testing.T) {
 		t.Parallel()
