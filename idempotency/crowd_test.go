@@ -81,7 +81,7 @@ func hold[T any](tb testing.TB, c *crowd, client *idempotency.Client[*memstore.T
 
 // join adds n calls, which give what they are told to told.
 func join[T any](ctx context.Context, c *crowd, n int, wait func() time.Duration, told func(idempotency.Result[T], error)) {
-	ctx = &crowdContext{ctx, c}
+	ctx = &crowdContext{ctx, c} //nolint:contextcheck // It is the same one, watched.
 	for range n {
 		c.calls.Go(func() {
 			told(idempotency.Do(ctx, c.client, waiting(wait()), func(context.Context, *memstore.Tx) (value T, err error) {
@@ -118,13 +118,13 @@ func TestWaitsEndingTogether(t *testing.T) {
 				})
 				synctest.Wait()
 				selects := c.selects.Load()
-				time.Sleep(time.Until(deadline) - 1)
+				time.Sleep(time.Until(deadline) - time.Nanosecond)
 				asked := c.store.asked.Load()
 				if woken := c.selects.Load() - selects; woken > 100 { // the one that watches the store
 					t.Errorf("calls that wait were woken %d times", woken)
 				}
 				selects = c.selects.Load()
-				time.Sleep(1)
+				time.Sleep(time.Nanosecond)
 				if name == "cancelled" {
 					cancel()
 				}

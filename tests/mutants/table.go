@@ -425,6 +425,16 @@ var table = []mutant{
 		test:  "TestRowLevelSecurityWallsOffWaitingCalls",
 	},
 	{
+		name: "schemas chosen by settings wait for each other", breaks: apart,
+		edits: []edit{{gateFile, "wanted.namespace, err = g.namespace(ctx)", "_, err = g.namespace(ctx)"}},
+		test:  "TestSchemasOfSettingsDoNotWaitForEachOther",
+	},
+	{
+		name: "the settings of a request part its duplicates", breaks: bounded,
+		edits: []edit{{"idempotency/pgxstore/setting.go", `lower == "search_path" || lower == "role"`, `lower != ""`}},
+		test:  "TestStormOfDuplicates/in one process, each with settings",
+	},
+	{
 		name: "a reason to ask again is lost", breaks: unstuck,
 		edits: []edit{{gateFile, "make(chan struct{}, 1)", "make(chan struct{})"}},
 		test:  "TestReasonToAskAgainIsNotLost", pkg: "idempotency",
