@@ -13,7 +13,7 @@ import (
 type Client[TTx any] struct {
 	store  TxStore[TTx]
 	config Config
-	gate   gate
+	gate   *gate
 }
 
 // NewClient returns a client that keeps its keys in store. A nil config means
@@ -26,11 +26,7 @@ func NewClient[TTx any](store TxStore[TTx], config *Config) (*Client[TTx], error
 	if err != nil {
 		return nil, err
 	}
-	perCaller, ok := store.(PerCallerStore)
-	return &Client[TTx]{store: store, config: withDefaults, gate: gate{
-		maxWaiters: withDefaults.MaxWaiters,
-		perCaller:  ok && perCaller.PerCaller(),
-	}}, nil
+	return &Client[TTx]{store: store, config: withDefaults, gate: newGate(store, &withDefaults)}, nil
 }
 
 // Get returns the record of a completed key, or of one held by a lease. It is

@@ -10,6 +10,7 @@ const (
 	DefaultTTL             = 24 * time.Hour
 	DefaultWait            = 2 * time.Second
 	DefaultMaxWaiters      = 10_000
+	DefaultMaxSharedBytes  = 64 << 20
 	DefaultMaxResponseSize = 1 << 20
 )
 
@@ -26,6 +27,13 @@ type Config struct {
 	// ErrOverloaded.
 	// Defaults to 10,000.
 	MaxWaiters int
+	// MaxSharedBytes bounds how many bytes of answers, of all keys together, calls
+	// of Do turn into results at one time where another call of this client has
+	// found out the answer. Each of them counts all of it until it returns; one
+	// more waits for others to return, or for its context to end. An answer
+	// larger than this goes alone. Results that callers keep do not count.
+	// Defaults to 64 MiB.
+	MaxSharedBytes int
 	// MaxResponseSize is the largest answer that is recorded, in bytes. A larger
 	// one fails the operation, which is rolled back. Defaults to 1 MiB.
 	MaxResponseSize int
@@ -74,6 +82,12 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	if config.MaxWaiters == 0 {
 		config.MaxWaiters = DefaultMaxWaiters
+	}
+	if config.MaxSharedBytes < 0 {
+		return config, &ParamError{Field: "Config.MaxSharedBytes", Reason: "is negative"}
+	}
+	if config.MaxSharedBytes == 0 {
+		config.MaxSharedBytes = DefaultMaxSharedBytes
 	}
 	if config.MaxResponseSize < 0 {
 		return config, &ParamError{Field: "Config.MaxResponseSize", Reason: "is negative"}

@@ -2,6 +2,7 @@ package idempotency
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 )
 
@@ -36,16 +37,23 @@ func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 	if err := config.checkNesting(ctx, op.begin.Key); err != nil {
 		return Result[T]{}, err
 	}
-	executed := false
-	outcome, err = client.gate.do(ctx, op.begin, params.waitOr(config.Wait), func(running func()) (outcome *Outcome, _ bool, err error) {
+	executed, shared := false, false
+	outcome, shared, err = client.gate.do(ctx, op.begin, params.waitOr(config.Wait), func(p *pass) (outcome *Outcome, _ bool, err error) {
 		outcome, executed, err = client.store.Run(ctx, op.begin, func(ctx context.Context, tx TTx) (*Response, error) {
-			running()
+			p.running()
 			return op.body(ctx, tx)
 		})
 		return outcome, executed, err
 	})
 	if err != nil {
 		return Result[T]{}, err
+	}
+	if shared {
+		give, err := client.gate.budget.take(ctx, len(outcome.Record.Response.Body))
+		if err != nil {
+			return Result[T]{}, &KeyError{Key: op.begin.Key, Err: fmt.Errorf("idempotency: gave up waiting for room in Config.MaxSharedBytes: %w", err)}
+		}
+		defer give()
 	}
 	return answer(config, op.codec, outcome.Record, !executed)
 }

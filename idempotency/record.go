@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -148,6 +149,25 @@ type Record struct {
 	LockedUntil time.Time
 	// ExpiresAt is when the answer stops replaying; zero until completed.
 	ExpiresAt time.Time
+}
+
+// clone returns a copy that shares nothing with r.
+func (r *Record) clone() *Record {
+	cloned := r.share()
+	if r.Response != nil {
+		cloned.Response.Body = slices.Clone(r.Response.Body)
+	}
+	return cloned
+}
+
+// share returns a copy that shares the bytes of the answer with r.
+func (r *Record) share() *Record {
+	shared := *r
+	if r.Response != nil {
+		response := *r.Response
+		shared.Response = &response
+	}
+	return &shared
 }
 
 // LogValue returns, for slog, the record without its key, fingerprint and body.

@@ -110,6 +110,16 @@ type PerCallerStore interface {
 	PerCaller() bool
 }
 
+// NamespaceStore is what a PerCallerStore also is where the context decides even
+// in which table a key is, as with a schema for each tenant.
+type NamespaceStore interface {
+	PerCallerStore
+	// Namespace returns a name for that table, the same for all calls that use
+	// the same one. Only calls of one name and one key wait for each other in
+	// memory. Its error fails the call before the store is asked.
+	Namespace(ctx context.Context) (string, error)
+}
+
 // TxStore is a Store that can also hold keys by a transaction of type TTx: the
 // claim, the caller's writes and the answer commit together or not at all.
 type TxStore[TTx any] interface {

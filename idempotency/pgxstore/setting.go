@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -33,6 +34,28 @@ func (s *Store) settingsOf(ctx context.Context) (queue func(batch *pgx.Batch), e
 			_ = s.queries.SetLocal(ctx, q, &db.SetLocalParams{Name: name, Value: settings[name]})
 		}
 	}, nil
+}
+
+// Namespace returns what the settings say of the schema in which the table is
+// found, empty where they say nothing. See idempotency.NamespaceStore.
+func (s *Store) Namespace(ctx context.Context) (string, error) {
+	if s.settings == nil {
+		return "", nil
+	}
+	settings, err := s.settings(ctx)
+	if err != nil {
+		return "", fmt.Errorf("pgxstore: Config.Settings: %w", err)
+	}
+	var namespace string
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		// PostgreSQL knows a setting by its name in any case. A role is what $user
+		// in a search_path stands for. Others, which may differ from request to
+		// request, must not part calls that use one table.
+		if lower := strings.ToLower(name); lower == "search_path" || lower == "role" {
+			namespace += fmt.Sprintf("%s %q ", lower, settings[name])
+		}
+	}
+	return namespace, nil
 }
 
 // explainSetting leaves out the server's message, which may hold the value.

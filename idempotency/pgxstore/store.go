@@ -90,9 +90,10 @@ type Config struct {
 	// caller sets its own.
 	//
 	// Settings gets the context of the call, and is called again for each such
-	// transaction or statement. Its error fails the call before anything is
-	// sent; it should not hold a value. Without a tenant return one: a key
-	// that row-level security hides looks like one without a record.
+	// transaction or statement, and once more by Do, whose calls wait in memory
+	// only for calls with the same search_path and role. Its error fails the call
+	// before anything is sent; it should not hold a value. Without a tenant return
+	// one: a key that row-level security hides looks like one without a record.
 	// Defaults to no settings.
 	Settings func(ctx context.Context) (map[string]string, error)
 }
@@ -117,7 +118,7 @@ type Store struct {
 
 var (
 	_ idempotency.TxStore[pgx.Tx] = (*Store)(nil)
-	_ idempotency.PerCallerStore  = (*Store)(nil)
+	_ idempotency.NamespaceStore  = (*Store)(nil)
 )
 
 // New returns a store on database. A nil config means all defaults.

@@ -15,6 +15,7 @@ const (
 	gateFile    = "idempotency/gate.go"
 	txFile      = "txhelper/transaction.go"
 	kitFile     = "idempotency/idempotencytest/statement.go"
+	budgetFile  = "idempotency/budget.go"
 )
 
 // contract is where pgxstore runs the suite of stores with transactions.
@@ -531,27 +532,62 @@ var table = []mutant{
 	},
 	{
 		name: "in progress, by evidence older than the call", breaks: noRerun,
-		edits: []edit{{gateFile, "if !w.over || !q.lookedAt.After(w.came) {", "if !w.over {"}},
+		edits: []edit{{gateFile, "if over && q.lookedAt.After(p.came) {", "if over && !q.lookedAt.IsZero() {"}},
 		test:  "TestInProgressIsNoOlderThanTheCall", pkg: "idempotency",
 	},
 	{
 		name: "nobody is woken when the key is freed", breaks: bounded,
-		edits: []edit{{gateFile, "\tif p.ran {\n", "\tif p.ran && p.turn {\n"}},
+		edits: []edit{{gateFile, "} else if p.ran {", "} else if p.ran && p.turn {"}},
 		test:  "TestNextInLineRunsWhenTheKeyIsFreed", pkg: "idempotency",
 	},
 	{
-		name: "duplicates share the bytes of an answer", breaks: faithful,
-		edits: []edit{{gateFile, "Record: answer.clone()}", "Record: answer}"}},
+		name: "duplicates share a record", breaks: faithful,
+		edits: []edit{{gateFile, "Record: answer.share()}", "Record: answer}"}},
 		test:  "TestDuplicatesOfOneProcessShareOneAnswer", pkg: "idempotency",
 	},
 	{
+		name: "a call and its duplicates share the bytes of its answer", breaks: faithful,
+		edits: []edit{{gateFile, "record.clone(), goodAt, true", "record, goodAt, true"}},
+		test:  "TestDuplicatesOfOneProcessShareOneAnswer", pkg: "idempotency",
+	},
+	{
+		name: "each duplicate copies the answer", breaks: bounded,
+		edits: []edit{{gateFile, "Record: answer.share()}", "Record: answer.clone()}"}},
+		test:  "TestSharedAnswerIsNotCopied", pkg: "idempotency",
+	},
+	{
+		name: "any number of duplicates decode an answer at once", breaks: bounded,
+		edits: []edit{{budgetFile, "for b.used.Load()+size > b.max {", "for size > b.max {"}},
+		test:  "TestSharedAnswersHaveABudget/room for two", pkg: "idempotency",
+	},
+	{
+		name: "an answer that is larger than the budget is never shared", breaks: unstuck,
+		edits: []edit{{budgetFile, "size := min(int64(bytes), b.max)", "size := int64(bytes)"}},
+		test:  "TestSharedAnswersHaveABudget/less than one", pkg: "idempotency",
+	},
+	{
+		name: "the end of a wait walks the line", breaks: bounded,
+		edits: []edit{{gateFile, "\tp.queue.line.Remove(p.place)\n", "\tfor place := p.queue.line.Front(); place != nil; place = place.Next() {\n\t}\n\tp.queue.line.Remove(p.place)\n"}},
+		test:  "TestEndOfAWaitCostsTheSameInACrowd", pkg: "idempotency",
+	},
+	{
+		name: "every look wakes everybody who waits", breaks: bounded,
+		edits: []edit{{gateFile, "\tif !over {\n", "\tif false {\n"}},
+		test:  "TestWaitsEndingTogether/cancelled", pkg: "idempotency",
+	},
+	{
+		name: "the last to come is the next", breaks: bounded,
+		edits: []edit{{gateFile, "p.queue.line.PushBack(p)", "p.queue.line.PushFront(p)"}},
+		test:  "TestTurnsAreInTheOrderOfTheCalls", pkg: "idempotency",
+	},
+	{
 		name: "any number of duplicates may wait", breaks: bounded,
-		edits: []edit{{gateFile, "case p.gate.waiters >= p.gate.maxWaiters:", "case p.gate.waiters < 0:"}},
+		edits: []edit{{gateFile, "if waiters >= int64(g.maxWaiters) {", "if waiters < 0 {"}},
 		test:  "TestMoreWaitersThanAllowed", pkg: "idempotency",
 	},
 	{
 		name: "those who have left count as waiting", breaks: neutral,
-		edits: []edit{{gateFile, "\tg.waiters--\n\tw.news <- heard", "\tw.news <- heard"}},
+		edits: []edit{{gateFile, "\tp.queue.gate.waiters.Add(-1)\n", ""}},
 		test:  "TestMoreWaitersThanAllowed", pkg: "idempotency",
 	},
 	{
@@ -561,17 +597,27 @@ var table = []mutant{
 	},
 	{
 		name: "an answer is shared with a call that came after it", breaks: retention,
-		edits: []edit{{gateFile, "\tif came.After(q.goodAt) {\n", "\tif q.goodAt.IsZero() {\n"}},
+		edits: []edit{{gateFile, "\tif p.came.After(q.goodAt) {\n", "\tif q.goodAt.IsZero() {\n"}},
 		test:  "TestSharedAnswerIsNoOlderThanTheCall", pkg: "idempotency",
 	},
 	{
 		name: "an answer is shared past row-level security", breaks: apart,
-		edits: []edit{{gateFile, "\tif p.gate.perCaller {\n", "\tif false {\n"}},
+		edits: []edit{{gateFile, "\tif q.gate.perCaller {\n", "\tif false {\n"}},
 		test:  "TestRowLevelSecurityWallsOffWaitingCalls",
 	},
 	{
+		name: "schemas chosen by settings wait for each other", breaks: apart,
+		edits: []edit{{gateFile, "wanted.namespace, err = g.namespace(ctx)", "_, err = g.namespace(ctx)"}},
+		test:  "TestSchemasOfSettingsDoNotWaitForEachOther",
+	},
+	{
+		name: "the settings of a request part its duplicates", breaks: bounded,
+		edits: []edit{{"idempotency/pgxstore/setting.go", `lower == "search_path" || lower == "role"`, `lower != ""`}},
+		test:  "TestStormOfDuplicates/in one process, each with settings",
+	},
+	{
 		name: "a reason to ask again is lost", breaks: unstuck,
-		edits: []edit{{gateFile, "\tq.hurried = true\n", ""}},
+		edits: []edit{{gateFile, "make(chan struct{}, 1)", "make(chan struct{})"}},
 		test:  "TestReasonToAskAgainIsNotLost", pkg: "idempotency",
 	},
 

@@ -392,7 +392,9 @@ func (c *call) conclude(result idempotency.Result[[]byte], err error) {
 	if c.verb != verbWithTx && !final && string(result.Record.Response.Body) != c.body {
 		c.world.violation("I4: %s got a value and a record that share their bytes", c)
 	}
-	scribble(result.Record.Response.Body)
+	if c.outcome.ran() || c.verb != verbDo { // else calls that waited have it in common
+		scribble(result.Record.Response.Body)
+	}
 	*result.Record = idempotency.Record{}
 }
 
