@@ -33,7 +33,7 @@ SEEDS ?= 100000
 FUZZCOUNT ?= 150000
 
 .PHONY: chaos
-chaos: ## cut, kill, interleave and simulate; prints what was injected and what came of it
+chaos: ## cut, kill, fail over, interleave and simulate; prints what was injected and what came of it
 	.ci/tables -timeout 20m $(MODULE)/tests/sim -run '^(TestSimulation|TestLeases)$$' -sim.seeds=$(SEEDS)
 	.ci/tables -timeout 20m $(MODULE)/tests/chaos
 	.ci/tables -timeout 20m -parallel 8 $(MODULE)/tests/interleavings
@@ -51,6 +51,10 @@ mutants: ## break the product, one way at a time: a named test must notice; ARGS
 .PHONY: matrix
 matrix: ## run tests/matrix on PostgreSQL 14 to 18; VERSIONS="..." chooses
 	.ci/matrix $(VERSIONS)
+
+.PHONY: bench
+bench: ## measure beside hand-written code, for a quarter of an hour; ARGS="-short" checks that it runs
+	go run ./benchmarks $(ARGS)
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## run the linters

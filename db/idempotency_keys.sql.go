@@ -7,16 +7,45 @@ package db
 
 import (
 	"context"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgtype"
 )
+
+const abort = `-- name: Abort :exec
+SELECT 1 / 0
+`
+
+// For a completion that was never sent, as its context had ended: the transaction
+// must not commit without it.
+func (q *Queries) Abort(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, abort)
+	return err
+}
+
+const confirmDurable = `-- name: ConfirmDurable :exec
+SELECT
+    set_config(
+        'synchronous_commit',
+        CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END,
+        true
+    ) AS synchronous_commit,
+    pg_logical_emit_message(true, 'samecommit', ''::text) AS message
+`
+
+// Writes to the log, so that its commit waits for a synchronous standby: once it
+// has committed, so has, on the standby too, whatever was visible before. A
+// transaction that may not wait for one, by its settings, waits all the same: the
+// one that is confirmed may have been told to.
+func (q *Queries) ConfirmDurable(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, confirmDurable)
+	return err
+}
 
 const keyBeginMany = `-- name: KeyBeginMany :exec
 SELECT
     set_config(
         'samecommit.claim_ids',
-        concat(current_setting('samecommit.claim_ids', true), ' ', $1::uuid),
+        concat(current_setting('samecommit.claim_ids', true), $1::uuid, ';'),
         true
     ) AS claim_ids,
     set_config(
@@ -24,7 +53,13 @@ SELECT
         CASE WHEN set_config('samecommit.lock_timeout', current_setting('lock_timeout'), true) IS NOT NULL
             THEN $2::text END,
         true
-    ) AS lock_timeout
+    ) AS lock_timeout,
+    set_config(
+        'enable_seqscan',
+        CASE WHEN set_config('samecommit.enable_seqscan', current_setting('enable_seqscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_seqscan
 `
 
 type KeyBeginManyParams struct {
@@ -34,8 +69,9 @@ type KeyBeginManyParams struct {
 
 // Goes before KeyClaimMany in one savepoint. The claim id is left with the
 // transaction and, like the rows, given up with a savepoint: so that KeyGetMany
-// knows the batch's own keys. The inner set_config keeps the lock_timeout for
-// KeyClaimedMany, before the outer one replaces it.
+// knows the batch's own keys. An inner set_config keeps a setting for
+// KeyClaimedMany, before the outer one replaces it. enable_seqscan is as in
+// PlanByIndex.
 func (q *Queries) KeyBeginMany(ctx context.Context, db DBTX, arg *KeyBeginManyParams) error {
 	_, err := db.Exec(ctx, keyBeginMany, arg.ClaimID, arg.LockTimeout)
 	return err
@@ -45,7 +81,6 @@ const keyClaim = `-- name: KeyClaim :one
 INSERT INTO idempotency_keys (
     scope,
     id,
-    status,
     claim_id,
     attempt,
     fingerprint,
@@ -55,9 +90,8 @@ INSERT INTO idempotency_keys (
     unfinished
 )
 SELECT
-    $1,
-    $2,
-    1,
+    $1::text,
+    $2::text,
     $3::uuid,
     1,
     $4::bytea,
@@ -66,14 +100,14 @@ SELECT
     statement_timestamp() + $5::interval,
     CASE WHEN $5::interval IS NULL THEN 1 END
 WHERE CASE
-    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = $1 AND k.id = $2) THEN false
+    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = $1::text AND k.id = $2::text) THEN false
+    WHEN strpos(current_setting('samecommit.claim_ids', true), concat(':', $6::bigint, ';')) > 0
+        THEN CAST(concat('this transaction already runs under the key', $6::bigint) AS boolean)
     ELSE pg_try_advisory_xact_lock($6::bigint # 'idempotency_keys'::regclass::oid::bigint)
 END
 ON CONFLICT (scope, id) DO NOTHING
 RETURNING
     attempt,
-    created_at,
-    updated_at,
     locked_until
 `
 
@@ -82,20 +116,19 @@ type KeyClaimParams struct {
 	ID          string
 	ClaimID     pgtype.UUID
 	Fingerprint []byte
-	Lease       *time.Duration
+	Lease       pgtype.Interval
 	LockID      int64
 }
 
 type KeyClaimRow struct {
 	Attempt     int32
-	CreatedAt   time.Time
-	UpdatedAt   time.Time
-	LockedUntil *time.Time
+	LockedUntil pgtype.Timestamptz
 }
 
 // Claims a key that has no row. The lock is tried only where no row is visible:
 // otherwise a bystander's open transaction would pin the key. No row back means
-// that a row is there, or that another transaction is at work.
+// that a row is there, or that another transaction is at work. Inside a Run of
+// the same key it raises: the lock would not tell, as it is this session's own.
 func (q *Queries) KeyClaim(ctx context.Context, db DBTX, arg *KeyClaimParams) (*KeyClaimRow, error) {
 	row := db.QueryRow(ctx, keyClaim,
 		arg.Scope,
@@ -106,12 +139,7 @@ func (q *Queries) KeyClaim(ctx context.Context, db DBTX, arg *KeyClaimParams) (*
 		arg.LockID,
 	)
 	var i KeyClaimRow
-	err := row.Scan(
-		&i.Attempt,
-		&i.CreatedAt,
-		&i.UpdatedAt,
-		&i.LockedUntil,
-	)
+	err := row.Scan(&i.Attempt, &i.LockedUntil)
 	return &i, err
 }
 
@@ -119,7 +147,6 @@ const keyClaimMany = `-- name: KeyClaimMany :execrows
 INSERT INTO idempotency_keys (
     scope,
     id,
-    status,
     claim_id,
     attempt,
     fingerprint,
@@ -130,7 +157,6 @@ INSERT INTO idempotency_keys (
 SELECT
     wanted.scope,
     wanted.id,
-    1,
     $1::uuid,
     1,
     wanted.fingerprint,
@@ -146,7 +172,7 @@ FROM (
         generate_subscripts($3::text[], 1) AS place
 ) AS wanted
 WHERE CASE
-    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN false
+    WHEN (SELECT true FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN false
     WHEN $6::boolean THEN pg_try_advisory_xact_lock(wanted.lock_id)
     ELSE wanted.lock_id NOT IN (
         SELECT (classid::bigint << 32) | objid::bigint
@@ -174,7 +200,8 @@ type KeyClaimManyParams struct {
 // CONFLICT it waits for another open transaction that has inserted a key without
 // taking the hint, and where all wait in one order none waits in a circle.
 // Without hints of its own, as one lock each would fill the lock table, a batch
-// leaves alone what others hold a hint for.
+// leaves alone what others hold a hint for. Not EXISTS, which PostgreSQL may
+// answer by reading the whole table into a hash.
 func (q *Queries) KeyClaimMany(ctx context.Context, db DBTX, arg *KeyClaimManyParams) (int64, error) {
 	result, err := db.Exec(ctx, keyClaimMany,
 		arg.ClaimID,
@@ -191,7 +218,9 @@ func (q *Queries) KeyClaimMany(ctx context.Context, db DBTX, arg *KeyClaimManyPa
 }
 
 const keyClaimedMany = `-- name: KeyClaimedMany :exec
-SELECT set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true)
+SELECT
+    set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true) AS lock_timeout,
+    set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true) AS enable_seqscan
 `
 
 func (q *Queries) KeyClaimedMany(ctx context.Context, db DBTX) error {
@@ -203,17 +232,17 @@ const keyComplete = `-- name: KeyComplete :one
 WITH completed AS (
     UPDATE idempotency_keys
     SET
-        status = 2,
-        response = $1,
+        response = $1::bytea,
         response_type = $2::text,
         updated_at = statement_timestamp(),
-        locked_until = NULL,
         expires_at = statement_timestamp() + $3::interval,
+        locked_until = NULL,
         unfinished = NULL
-    WHERE scope = $4
-        AND id = $5
-        AND claim_id = $6
-        AND status = 1
+    WHERE scope = $4::text
+        AND id = $5::text
+        AND claim_id = $6::uuid
+        AND expires_at IS NULL
+        AND pg_try_advisory_xact_lock($7::bigint # 'idempotency_keys'::regclass::oid::bigint) IS NOT NULL
     RETURNING
         attempt,
         fingerprint,
@@ -221,6 +250,7 @@ WITH completed AS (
         updated_at,
         expires_at
 )
+
 SELECT
     (1 / count(*))::integer AS completed,
     coalesce(max(attempt), 0)::integer AS attempt,
@@ -234,23 +264,26 @@ FROM completed
 type KeyCompleteParams struct {
 	Response     []byte
 	ResponseType string
-	TTL          time.Duration
+	TTL          pgtype.Interval
 	Scope        string
 	ID           string
 	ClaimID      pgtype.UUID
+	LockID       int64
 }
 
 type KeyCompleteRow struct {
 	Completed   int32
 	Attempt     int32
 	Fingerprint []byte
-	CreatedAt   time.Time
-	UpdatedAt   time.Time
-	ExpiresAt   time.Time
+	CreatedAt   pgtype.Timestamptz
+	UpdatedAt   pgtype.Timestamptz
+	ExpiresAt   pgtype.Timestamptz
 }
 
-// A claim that is no longer held divides by zero (22012), which aborts the
-// transaction: a caller that ignores the error cannot commit the effect alone.
+// A claim that is no longer held divides by zero, which aborts the transaction:
+// a caller that ignores the error cannot commit the effect alone. The hint is
+// taken too, whether or not it is to be had: until a transaction that completes
+// a lease has ended, others would wait for its row.
 func (q *Queries) KeyComplete(ctx context.Context, db DBTX, arg *KeyCompleteParams) (*KeyCompleteRow, error) {
 	row := db.QueryRow(ctx, keyComplete,
 		arg.Response,
@@ -259,6 +292,7 @@ func (q *Queries) KeyComplete(ctx context.Context, db DBTX, arg *KeyCompletePara
 		arg.Scope,
 		arg.ID,
 		arg.ClaimID,
+		arg.LockID,
 	)
 	var i KeyCompleteRow
 	err := row.Scan(
@@ -284,23 +318,37 @@ WITH answers AS (
         generate_subscripts($1::text[], 1) AS place
 ),
 
+claimed AS MATERIALIZED (
+    SELECT
+        answers.claim_id,
+        answers.response,
+        answers.response_type,
+        answers.ttl,
+        answers.place,
+        (ARRAY(
+            SELECT k.ctid
+            FROM idempotency_keys AS k
+            WHERE k.scope = answers.scope
+                AND k.id = answers.id
+        ))[1] AS found
+    FROM answers
+),
+
 completed AS (
     UPDATE idempotency_keys AS k
     SET
-        status = 2,
-        response = answers.response,
-        response_type = answers.response_type,
+        response = claimed.response,
+        response_type = claimed.response_type,
         updated_at = statement_timestamp(),
+        expires_at = statement_timestamp() + claimed.ttl,
         locked_until = NULL,
-        expires_at = statement_timestamp() + answers.ttl,
         unfinished = NULL
-    FROM answers
-    WHERE k.scope = answers.scope
-        AND k.id = answers.id
-        AND k.claim_id = answers.claim_id
-        AND k.status = 1
+    FROM claimed
+    WHERE k.ctid = claimed.found
+        AND k.claim_id = claimed.claim_id
+        AND k.expires_at IS NULL
     RETURNING
-        answers.place,
+        claimed.place,
         k.attempt,
         k.fingerprint,
         k.created_at,
@@ -336,9 +384,9 @@ type KeyCompleteManyRow struct {
 	Place       int32
 	Attempt     int32
 	Fingerprint []byte
-	CreatedAt   time.Time
-	UpdatedAt   time.Time
-	ExpiresAt   time.Time
+	CreatedAt   pgtype.Timestamptz
+	UpdatedAt   pgtype.Timestamptz
+	ExpiresAt   pgtype.Timestamptz
 }
 
 // KeyComplete for many claims: it divides by zero unless every row was updated.
@@ -377,40 +425,51 @@ func (q *Queries) KeyCompleteMany(ctx context.Context, db DBTX, arg *KeyComplete
 	return items, nil
 }
 
-const keyDeleteExpired = `-- name: KeyDeleteExpired :execrows
-WITH expired AS MATERIALIZED (
-    SELECT
-        scope,
-        id
-    FROM idempotency_keys
-    WHERE status = 2
+const keyDeleteExpired = `-- name: KeyDeleteExpired :one
+WITH deleted AS (
+    DELETE FROM idempotency_keys
+    WHERE ctid = ANY (ARRAY(
+        SELECT k.ctid
+        FROM idempotency_keys AS k
+        WHERE k.expires_at < statement_timestamp()
+            AND k.expires_at >= $1::timestamptz
+        ORDER BY k.expires_at
+        LIMIT $2
+        FOR UPDATE
+        SKIP LOCKED
+    ))
         AND expires_at < statement_timestamp()
-    ORDER BY expires_at
-    LIMIT $1
-    FOR UPDATE
-    SKIP LOCKED
+    RETURNING expires_at
 )
-DELETE FROM idempotency_keys AS k
-USING expired
-WHERE k.scope = expired.scope
-    AND k.id = expired.id
-    AND k.status = 2
-    AND k.expires_at < statement_timestamp()
+
+SELECT
+    count(*)::bigint AS deleted,
+    coalesce(max(expires_at), 'epoch')::timestamptz AS expired_until
+FROM deleted
 `
 
 type KeyDeleteExpiredParams struct {
-	MaxRows int32
+	ExpiredAfter pgtype.Timestamptz
+	MaxRows      int32
 }
 
-// SKIP LOCKED: a row that somebody is claiming again is not waited for. In a
-// WITH, because a subquery could be run once per row and so exceed its LIMIT.
-// The condition is repeated outside, where the row is read again under its lock.
-func (q *Queries) KeyDeleteExpired(ctx context.Context, db DBTX, arg *KeyDeleteExpiredParams) (int64, error) {
-	result, err := db.Exec(ctx, keyDeleteExpired, arg.MaxRows)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
+type KeyDeleteExpiredRow struct {
+	Deleted      int64
+	ExpiredUntil pgtype.Timestamptz
+}
+
+// SKIP LOCKED: a row that somebody is claiming again is not waited for. By ctid:
+// a join could read all that has expired, each time. In an array, because a
+// subquery could be run once per row and so exceed its LIMIT. The condition is
+// repeated outside, where the row is read again under its lock.
+//
+// Deleted rows stay in the index until a vacuum. Reading begins at expired_after,
+// where the last call ended, so that they are not walked over again.
+func (q *Queries) KeyDeleteExpired(ctx context.Context, db DBTX, arg *KeyDeleteExpiredParams) (*KeyDeleteExpiredRow, error) {
+	row := db.QueryRow(ctx, keyDeleteExpired, arg.ExpiredAfter, arg.MaxRows)
+	var i KeyDeleteExpiredRow
+	err := row.Scan(&i.Deleted, &i.ExpiredUntil)
+	return &i, err
 }
 
 const keyExtend = `-- name: KeyExtend :one
@@ -418,36 +477,34 @@ UPDATE idempotency_keys
 SET
     updated_at = statement_timestamp(),
     locked_until = statement_timestamp() + $1::interval
-WHERE scope = $2
-    AND id = $3
-    AND claim_id = $4
-    AND status = 1
+WHERE scope = $2::text
+    AND id = $3::text
+    AND claim_id = $4::uuid
     AND locked_until IS NOT NULL
 RETURNING locked_until
 `
 
 type KeyExtendParams struct {
-	Lease   time.Duration
+	Lease   pgtype.Interval
 	Scope   string
 	ID      string
 	ClaimID pgtype.UUID
 }
 
-func (q *Queries) KeyExtend(ctx context.Context, db DBTX, arg *KeyExtendParams) (*time.Time, error) {
+func (q *Queries) KeyExtend(ctx context.Context, db DBTX, arg *KeyExtendParams) (pgtype.Timestamptz, error) {
 	row := db.QueryRow(ctx, keyExtend,
 		arg.Lease,
 		arg.Scope,
 		arg.ID,
 		arg.ClaimID,
 	)
-	var locked_until *time.Time
+	var locked_until pgtype.Timestamptz
 	err := row.Scan(&locked_until)
 	return locked_until, err
 }
 
 const keyGet = `-- name: KeyGet :one
 SELECT
-    status,
     claim_id,
     attempt,
     fingerprint,
@@ -455,13 +512,13 @@ SELECT
     response_type,
     created_at,
     updated_at,
-    locked_until,
     expires_at,
+    locked_until,
     unfinished,
     statement_timestamp()::timestamptz AS read_at
 FROM idempotency_keys
-WHERE scope = $1
-    AND id = $2
+WHERE scope = $1::text
+    AND id = $2::text
 `
 
 type KeyGetParams struct {
@@ -470,25 +527,23 @@ type KeyGetParams struct {
 }
 
 type KeyGetRow struct {
-	Status       int16
 	ClaimID      pgtype.UUID
 	Attempt      int32
 	Fingerprint  []byte
 	Response     []byte
-	ResponseType *string
-	CreatedAt    time.Time
-	UpdatedAt    time.Time
-	LockedUntil  *time.Time
-	ExpiresAt    *time.Time
-	Unfinished   *int16
-	ReadAt       time.Time
+	ResponseType pgtype.Text
+	CreatedAt    pgtype.Timestamptz
+	UpdatedAt    pgtype.Timestamptz
+	ExpiresAt    pgtype.Timestamptz
+	LockedUntil  pgtype.Timestamptz
+	Unfinished   pgtype.Int2
+	ReadAt       pgtype.Timestamptz
 }
 
 func (q *Queries) KeyGet(ctx context.Context, db DBTX, arg *KeyGetParams) (*KeyGetRow, error) {
 	row := db.QueryRow(ctx, keyGet, arg.Scope, arg.ID)
 	var i KeyGetRow
 	err := row.Scan(
-		&i.Status,
 		&i.ClaimID,
 		&i.Attempt,
 		&i.Fingerprint,
@@ -496,8 +551,8 @@ func (q *Queries) KeyGet(ctx context.Context, db DBTX, arg *KeyGetParams) (*KeyG
 		&i.ResponseType,
 		&i.CreatedAt,
 		&i.UpdatedAt,
-		&i.LockedUntil,
 		&i.ExpiresAt,
+		&i.LockedUntil,
 		&i.Unfinished,
 		&i.ReadAt,
 	)
@@ -507,7 +562,6 @@ func (q *Queries) KeyGet(ctx context.Context, db DBTX, arg *KeyGetParams) (*KeyG
 const keyGetMany = `-- name: KeyGetMany :many
 SELECT
     wanted.place::integer AS place,
-    k.status,
     k.claim_id,
     k.attempt,
     k.fingerprint,
@@ -515,8 +569,8 @@ SELECT
     k.response_type,
     k.created_at,
     k.updated_at,
-    k.locked_until,
     k.expires_at,
+    k.locked_until,
     k.unfinished,
     statement_timestamp()::timestamptz AS read_at,
     (CASE WHEN k.unfinished IS NOT NULL THEN
@@ -537,8 +591,23 @@ FROM (
         unnest($3::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
         generate_subscripts($2::text[], 1) AS place
 ) AS wanted
-INNER JOIN idempotency_keys AS k
-    ON k.scope = wanted.scope AND k.id = wanted.id
+CROSS JOIN LATERAL (
+    SELECT
+        claim_id,
+        attempt,
+        fingerprint,
+        response,
+        response_type,
+        created_at,
+        updated_at,
+        expires_at,
+        locked_until,
+        unfinished
+    FROM idempotency_keys
+    WHERE scope = wanted.scope
+        AND id = wanted.id
+    LIMIT 1
+) AS k
 `
 
 type KeyGetManyParams struct {
@@ -549,22 +618,22 @@ type KeyGetManyParams struct {
 
 type KeyGetManyRow struct {
 	Place        int32
-	Status       int16
 	ClaimID      pgtype.UUID
 	Attempt      int32
 	Fingerprint  []byte
 	Response     []byte
-	ResponseType *string
-	CreatedAt    time.Time
-	UpdatedAt    time.Time
-	LockedUntil  *time.Time
-	ExpiresAt    *time.Time
-	Unfinished   *int16
-	ReadAt       time.Time
+	ResponseType pgtype.Text
+	CreatedAt    pgtype.Timestamptz
+	UpdatedAt    pgtype.Timestamptz
+	ExpiresAt    pgtype.Timestamptz
+	LockedUntil  pgtype.Timestamptz
+	Unfinished   pgtype.Int2
+	ReadAt       pgtype.Timestamptz
 	Own          bool
 }
 
-// place counts from 1. own is as in KeyIsOwn.
+// place counts from 1. own is as in KeyIsOwn. Each key is looked up by itself:
+// a join could read the whole table.
 func (q *Queries) KeyGetMany(ctx context.Context, db DBTX, arg *KeyGetManyParams) ([]*KeyGetManyRow, error) {
 	rows, err := db.Query(ctx, keyGetMany, arg.Scopes, arg.IDs, arg.LockIDs)
 	if err != nil {
@@ -576,7 +645,6 @@ func (q *Queries) KeyGetMany(ctx context.Context, db DBTX, arg *KeyGetManyParams
 		var i KeyGetManyRow
 		if err := rows.Scan(
 			&i.Place,
-			&i.Status,
 			&i.ClaimID,
 			&i.Attempt,
 			&i.Fingerprint,
@@ -584,8 +652,8 @@ func (q *Queries) KeyGetMany(ctx context.Context, db DBTX, arg *KeyGetManyParams
 			&i.ResponseType,
 			&i.CreatedAt,
 			&i.UpdatedAt,
-			&i.LockedUntil,
 			&i.ExpiresAt,
+			&i.LockedUntil,
 			&i.Unfinished,
 			&i.ReadAt,
 			&i.Own,
@@ -601,36 +669,44 @@ func (q *Queries) KeyGetMany(ctx context.Context, db DBTX, arg *KeyGetManyParams
 }
 
 const keyInsertCompleted = `-- name: KeyInsertCompleted :one
-INSERT INTO idempotency_keys (
-    scope,
-    id,
-    status,
-    claim_id,
-    attempt,
-    fingerprint,
-    response,
-    response_type,
-    created_at,
-    updated_at,
-    expires_at
-) VALUES (
-    $1,
-    $2,
-    CAST(CASE WHEN strpos(current_setting('samecommit.claim_ids', true), ($3::uuid)::text) > 0
-        THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),
-    $3,
-    1,
-    $4,
-    $5,
-    $6::text,
-    statement_timestamp(),
-    statement_timestamp(),
-    statement_timestamp() + $7::interval
+WITH written AS (
+    INSERT INTO idempotency_keys (
+        scope,
+        id,
+        claim_id,
+        attempt,
+        fingerprint,
+        response,
+        response_type,
+        created_at,
+        updated_at,
+        expires_at
+    ) VALUES (
+        $1::text,
+        $2::text,
+        $3::uuid,
+        CAST(CASE
+            WHEN strpos(current_setting('samecommit.claim_ids', true), concat($3::uuid, ':', 'idempotency_keys'::regclass::oid, ':')) > 0 THEN '1'
+            WHEN strpos(current_setting('samecommit.claim_ids', true), ($3::uuid)::text) > 0 THEN 'search_path finds another table than when the work began'
+            ELSE 'the transaction that did the work has ended'
+        END AS integer),
+        $4::bytea,
+        $5::bytea,
+        $6::text,
+        statement_timestamp(),
+        statement_timestamp(),
+        statement_timestamp() + $7::interval
+    )
+    RETURNING
+        created_at,
+        expires_at
 )
-RETURNING
-    created_at,
-    updated_at,
-    expires_at::timestamptz AS expires_at
+
+SELECT
+    CAST(CASE count(*) WHEN 1 THEN '1' ELSE 'a trigger or rule kept the row from being written' END AS integer) AS written,
+    coalesce(max(created_at), '-infinity')::timestamptz AS created_at,
+    coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
+FROM written
 `
 
 type KeyInsertCompletedParams struct {
@@ -640,18 +716,18 @@ type KeyInsertCompletedParams struct {
 	Fingerprint  []byte
 	Response     []byte
 	ResponseType string
-	TTL          time.Duration
+	TTL          pgtype.Interval
 }
 
 type KeyInsertCompletedRow struct {
-	CreatedAt time.Time
-	UpdatedAt time.Time
-	ExpiresAt time.Time
+	Written   int32
+	CreatedAt pgtype.Timestamptz
+	ExpiresAt pgtype.Timestamptz
 }
 
 // No ON CONFLICT: the loser of a race must raise (23505), so that the server
-// skips the COMMIT behind this statement. A status that is no number (22P02)
-// means that the transaction which did the work has already ended.
+// skips the COMMIT behind this statement. So must a trigger that keeps the row
+// from being written, which is no error by itself.
 func (q *Queries) KeyInsertCompleted(ctx context.Context, db DBTX, arg *KeyInsertCompletedParams) (*KeyInsertCompletedRow, error) {
 	row := db.QueryRow(ctx, keyInsertCompleted,
 		arg.Scope,
@@ -663,7 +739,7 @@ func (q *Queries) KeyInsertCompleted(ctx context.Context, db DBTX, arg *KeyInser
 		arg.TTL,
 	)
 	var i KeyInsertCompletedRow
-	err := row.Scan(&i.CreatedAt, &i.UpdatedAt, &i.ExpiresAt)
+	err := row.Scan(&i.Written, &i.CreatedAt, &i.ExpiresAt)
 	return &i, err
 }
 
@@ -702,47 +778,42 @@ func (q *Queries) KeyIsOwn(ctx context.Context, db DBTX, arg *KeyIsOwnParams) (b
 const keyReclaim = `-- name: KeyReclaim :one
 UPDATE idempotency_keys
 SET
-    status = 1,
     claim_id = $1::uuid,
-    attempt = CASE WHEN status = 1 THEN attempt + 1 ELSE 1 END,
+    attempt = CASE WHEN expires_at IS NULL THEN attempt + 1 ELSE 1 END,
     fingerprint = $2::bytea,
     response = NULL,
     response_type = NULL,
     created_at = statement_timestamp(),
     updated_at = statement_timestamp(),
-    locked_until = statement_timestamp() + $3::interval,
     expires_at = NULL,
+    locked_until = statement_timestamp() + $3::interval,
     unfinished = CASE WHEN $3::interval IS NULL THEN 1 END
-WHERE scope = $4
-    AND id = $5
+WHERE scope = $4::text
+    AND id = $5::text
     AND claim_id = $6::uuid
-    AND status = $7::smallint
+    AND expires_at IS NOT DISTINCT FROM $7::timestamptz
     AND locked_until IS NOT DISTINCT FROM $8::timestamptz
     AND pg_try_advisory_xact_lock($9::bigint # 'idempotency_keys'::regclass::oid::bigint)
 RETURNING
     attempt,
-    created_at,
-    updated_at,
     locked_until
 `
 
 type KeyReclaimParams struct {
 	ClaimID         pgtype.UUID
 	Fingerprint     []byte
-	Lease           *time.Duration
+	Lease           pgtype.Interval
 	Scope           string
 	ID              string
 	SeenClaimID     pgtype.UUID
-	SeenStatus      int16
-	SeenLockedUntil *time.Time
+	SeenExpiresAt   pgtype.Timestamptz
+	SeenLockedUntil pgtype.Timestamptz
 	LockID          int64
 }
 
 type KeyReclaimRow struct {
 	Attempt     int32
-	CreatedAt   time.Time
-	UpdatedAt   time.Time
-	LockedUntil *time.Time
+	LockedUntil pgtype.Timestamptz
 }
 
 // Claims a key whose row was seen expired, or whose lease was. No row back
@@ -755,17 +826,12 @@ func (q *Queries) KeyReclaim(ctx context.Context, db DBTX, arg *KeyReclaimParams
 		arg.Scope,
 		arg.ID,
 		arg.SeenClaimID,
-		arg.SeenStatus,
+		arg.SeenExpiresAt,
 		arg.SeenLockedUntil,
 		arg.LockID,
 	)
 	var i KeyReclaimRow
-	err := row.Scan(
-		&i.Attempt,
-		&i.CreatedAt,
-		&i.UpdatedAt,
-		&i.LockedUntil,
-	)
+	err := row.Scan(&i.Attempt, &i.LockedUntil)
 	return &i, err
 }
 
@@ -777,55 +843,57 @@ WITH seen AS (
         unnest($4::bytea[]) AS fingerprint,
         unnest($5::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
         unnest($6::uuid[]) AS claim_id,
-        unnest($7::smallint[]) AS status,
-        nullif(unnest($8::timestamptz[]), '0001-01-01 00:00:00+00') AS locked_until
+        unnest($7::timestamptz[]) AS expires_at,
+        unnest($8::timestamptz[]) AS locked_until
 ),
 
 taken AS MATERIALIZED (
     SELECT
-        seen.scope,
-        seen.id,
         seen.fingerprint,
         seen.claim_id,
-        seen.status,
-        seen.locked_until
+        seen.expires_at,
+        seen.locked_until,
+        (ARRAY(
+            SELECT k.ctid
+            FROM idempotency_keys AS k
+            WHERE k.scope = seen.scope
+                AND k.id = seen.id
+                AND CASE
+                    WHEN k.claim_id <> seen.claim_id
+                        OR k.expires_at IS DISTINCT FROM seen.expires_at
+                        OR k.locked_until IS DISTINCT FROM seen.locked_until THEN false
+                    WHEN $9::boolean THEN pg_try_advisory_xact_lock(seen.lock_id)
+                    ELSE seen.lock_id NOT IN (
+                        SELECT (classid::bigint << 32) | objid::bigint
+                        FROM pg_catalog.pg_locks
+                        WHERE locktype = 'advisory'
+                            AND objsubid = 1
+                            AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                            AND pid IS DISTINCT FROM pg_backend_pid()
+                    )
+                END
+            FOR UPDATE
+            SKIP LOCKED
+        ))[1] AS found
     FROM seen
-    INNER JOIN idempotency_keys AS k
-        ON k.scope = seen.scope AND k.id = seen.id
-    WHERE CASE
-        WHEN k.claim_id <> seen.claim_id OR k.status <> seen.status OR k.locked_until IS DISTINCT FROM seen.locked_until THEN false
-        WHEN $9::boolean THEN pg_try_advisory_xact_lock(seen.lock_id)
-        ELSE seen.lock_id NOT IN (
-            SELECT (classid::bigint << 32) | objid::bigint
-            FROM pg_catalog.pg_locks
-            WHERE locktype = 'advisory'
-                AND objsubid = 1
-                AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-                AND pid IS DISTINCT FROM pg_backend_pid()
-        )
-    END
-    FOR UPDATE OF k
-    SKIP LOCKED
 )
 
 UPDATE idempotency_keys AS k
 SET
-    status = 1,
     claim_id = $1::uuid,
-    attempt = CASE WHEN k.status = 1 THEN k.attempt + 1 ELSE 1 END,
+    attempt = CASE WHEN k.expires_at IS NULL THEN k.attempt + 1 ELSE 1 END,
     fingerprint = taken.fingerprint,
     response = NULL,
     response_type = NULL,
     created_at = statement_timestamp(),
     updated_at = statement_timestamp(),
-    locked_until = NULL,
     expires_at = NULL,
+    locked_until = NULL,
     unfinished = 1
 FROM taken
-WHERE k.scope = taken.scope
-    AND k.id = taken.id
+WHERE k.ctid = taken.found
     AND k.claim_id = taken.claim_id
-    AND k.status = taken.status
+    AND k.expires_at IS NOT DISTINCT FROM taken.expires_at
     AND k.locked_until IS NOT DISTINCT FROM taken.locked_until
 `
 
@@ -836,15 +904,14 @@ type KeyReclaimManyParams struct {
 	Fingerprints     [][]byte
 	LockIDs          []int64
 	SeenClaimIDs     []pgtype.UUID
-	SeenStatuses     []int16
-	SeenLockedUntils []time.Time
+	SeenExpiresAts   []pgtype.Timestamptz
+	SeenLockedUntils []pgtype.Timestamptz
 	Hints            bool
 }
 
 // KeyReclaim for many keys under one claim id. It waits for nobody: a row that
 // another transaction has locked is left alone. The condition is repeated
-// outside, where the row is read again under its lock. No lease is year 1, Go's
-// zero time: arrays of sqlc's have no NULLs.
+// outside, where the row is read again under its lock.
 func (q *Queries) KeyReclaimMany(ctx context.Context, db DBTX, arg *KeyReclaimManyParams) (int64, error) {
 	result, err := db.Exec(ctx, keyReclaimMany,
 		arg.ClaimID,
@@ -853,7 +920,7 @@ func (q *Queries) KeyReclaimMany(ctx context.Context, db DBTX, arg *KeyReclaimMa
 		arg.Fingerprints,
 		arg.LockIDs,
 		arg.SeenClaimIDs,
-		arg.SeenStatuses,
+		arg.SeenExpiresAts,
 		arg.SeenLockedUntils,
 		arg.Hints,
 	)
@@ -865,10 +932,9 @@ func (q *Queries) KeyReclaimMany(ctx context.Context, db DBTX, arg *KeyReclaimMa
 
 const keyRelease = `-- name: KeyRelease :execrows
 DELETE FROM idempotency_keys
-WHERE scope = $1
-    AND id = $2
-    AND claim_id = $3
-    AND status = 1
+WHERE scope = $1::text
+    AND id = $2::text
+    AND claim_id = $3::uuid
     AND locked_until IS NOT NULL
 `
 
@@ -887,52 +953,59 @@ func (q *Queries) KeyRelease(ctx context.Context, db DBTX, arg *KeyReleaseParams
 }
 
 const keyReplaceCompleted = `-- name: KeyReplaceCompleted :one
-INSERT INTO idempotency_keys AS k (
-    scope,
-    id,
-    status,
-    claim_id,
-    attempt,
-    fingerprint,
-    response,
-    response_type,
-    created_at,
-    updated_at,
-    expires_at
-) VALUES (
-    $1,
-    $2,
-    CAST(CASE WHEN strpos(current_setting('samecommit.claim_ids', true), ($3::uuid)::text) > 0
-        THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),
-    $3,
-    $4,
-    $5,
-    $6,
-    $7::text,
-    statement_timestamp(),
-    statement_timestamp(),
-    statement_timestamp() + $8::interval
+WITH written AS (
+    INSERT INTO idempotency_keys AS k (
+        scope,
+        id,
+        claim_id,
+        attempt,
+        fingerprint,
+        response,
+        response_type,
+        created_at,
+        updated_at,
+        expires_at
+    ) VALUES (
+        $1::text,
+        $2::text,
+        $3::uuid,
+        CAST(CASE
+            WHEN strpos(current_setting('samecommit.claim_ids', true), concat($3::uuid, ':', 'idempotency_keys'::regclass::oid, ':')) > 0 THEN ($4::integer)::text
+            WHEN strpos(current_setting('samecommit.claim_ids', true), ($3::uuid)::text) > 0 THEN 'search_path finds another table than when the work began'
+            ELSE 'the transaction that did the work has ended'
+        END AS integer),
+        $5::bytea,
+        $6::bytea,
+        $7::text,
+        statement_timestamp(),
+        statement_timestamp(),
+        statement_timestamp() + $8::interval
+    )
+    ON CONFLICT (scope, id) DO UPDATE SET
+        claim_id = EXCLUDED.claim_id,
+        attempt = EXCLUDED.attempt / CASE
+            WHEN k.claim_id = $9::uuid
+                AND k.expires_at IS NOT DISTINCT FROM $10::timestamptz
+                AND k.locked_until IS NOT DISTINCT FROM $11::timestamptz
+            THEN 1 ELSE 0 END,
+        fingerprint = EXCLUDED.fingerprint,
+        response = EXCLUDED.response,
+        response_type = EXCLUDED.response_type,
+        created_at = EXCLUDED.created_at,
+        updated_at = EXCLUDED.updated_at,
+        expires_at = EXCLUDED.expires_at,
+        locked_until = NULL,
+        unfinished = NULL
+    RETURNING
+        created_at,
+        expires_at
 )
-ON CONFLICT (scope, id) DO UPDATE SET
-    status = EXCLUDED.status / CASE
-        WHEN k.claim_id = $9::uuid
-            AND k.status = $10::smallint
-            AND k.locked_until IS NOT DISTINCT FROM $11::timestamptz
-        THEN 1 ELSE 0 END,
-    claim_id = EXCLUDED.claim_id,
-    attempt = EXCLUDED.attempt,
-    fingerprint = EXCLUDED.fingerprint,
-    response = EXCLUDED.response,
-    response_type = EXCLUDED.response_type,
-    created_at = EXCLUDED.created_at,
-    updated_at = EXCLUDED.updated_at,
-    locked_until = NULL,
-    expires_at = EXCLUDED.expires_at,
-    unfinished = NULL
-RETURNING
-    created_at,
-    updated_at,
-    expires_at::timestamptz AS expires_at
+
+SELECT
+    CAST(CASE count(*) WHEN 1 THEN '1' ELSE 'a trigger or rule kept the row from being written' END AS integer) AS written,
+    coalesce(max(created_at), '-infinity')::timestamptz AS created_at,
+    coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
+FROM written
 `
 
 type KeyReplaceCompletedParams struct {
@@ -943,21 +1016,21 @@ type KeyReplaceCompletedParams struct {
 	Fingerprint     []byte
 	Response        []byte
 	ResponseType    string
-	TTL             time.Duration
+	TTL             pgtype.Interval
 	SeenClaimID     pgtype.UUID
-	SeenStatus      int16
-	SeenLockedUntil *time.Time
+	SeenExpiresAt   pgtype.Timestamptz
+	SeenLockedUntil pgtype.Timestamptz
 }
 
 type KeyReplaceCompletedRow struct {
-	CreatedAt time.Time
-	UpdatedAt time.Time
-	ExpiresAt time.Time
+	Written   int32
+	CreatedAt pgtype.Timestamptz
+	ExpiresAt pgtype.Timestamptz
 }
 
 // The row that was seen had expired, or its lease had. If it has changed since,
-// the division by zero (22012) makes the server skip the COMMIT behind this
-// statement. claim_id alone would not do: completion and extension keep it.
+// the division by zero makes the server skip the COMMIT behind this statement.
+// claim_id alone would not do: completion and extension keep it.
 func (q *Queries) KeyReplaceCompleted(ctx context.Context, db DBTX, arg *KeyReplaceCompletedParams) (*KeyReplaceCompletedRow, error) {
 	row := db.QueryRow(ctx, keyReplaceCompleted,
 		arg.Scope,
@@ -969,11 +1042,11 @@ func (q *Queries) KeyReplaceCompleted(ctx context.Context, db DBTX, arg *KeyRepl
 		arg.ResponseType,
 		arg.TTL,
 		arg.SeenClaimID,
-		arg.SeenStatus,
+		arg.SeenExpiresAt,
 		arg.SeenLockedUntil,
 	)
 	var i KeyReplaceCompletedRow
-	err := row.Scan(&i.CreatedAt, &i.UpdatedAt, &i.ExpiresAt)
+	err := row.Scan(&i.Written, &i.CreatedAt, &i.ExpiresAt)
 	return &i, err
 }
 
@@ -982,50 +1055,110 @@ const keyTryLock = `-- name: KeyTryLock :one
 SELECT
     pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,
     current_setting('transaction_read_only')::boolean AS read_only,
-    set_config(
+    (current_setting('transaction_isolation') = 'serializable')::boolean AS serializable,
+    (CASE WHEN pg_my_temp_schema() = 0 THEN false ELSE EXISTS (
+        SELECT
+        FROM pg_catalog.pg_class
+        WHERE oid = 'idempotency_keys'::regclass
+            AND relnamespace = pg_my_temp_schema()
+    ) END)::boolean AS temporary,
+    (set_config(
         'samecommit.claim_ids',
-        concat(current_setting('samecommit.claim_ids', true), ' ', $2::uuid),
+        concat(
+            current_setting('samecommit.claim_ids', true),
+            $2::uuid, ':', 'idempotency_keys'::regclass::oid, ':', $1::bigint, ';'
+        ),
         true
-    ) AS claim_ids,
-    set_config(
+    ) IS NOT NULL)::boolean AS marked,
+    (set_config(
         'idle_in_transaction_session_timeout',
         coalesce($3::text, current_setting('idle_in_transaction_session_timeout')),
         true
-    ) AS idle_timeout
+    ) IS NOT NULL)::boolean AS bounded
 `
 
 type KeyTryLockParams struct {
 	LockID      int64
 	ClaimID     pgtype.UUID
-	IdleTimeout *string
+	IdleTimeout pgtype.Text
 }
 
 type KeyTryLockRow struct {
-	Locked      bool
-	ReadOnly    bool
-	ClaimIDs    string
-	IdleTimeout string
+	Locked       bool
+	ReadOnly     bool
+	Serializable bool
+	Temporary    bool
+	Marked       bool
+	Bounded      bool
 }
 
 // The protocol that these statements serve is in docs/design.md, part "What the
 // database does". Time is the database's, per statement: now() would be the
 // start of the transaction, long before a claim that waited.
+//
+// The state of a row is which one of expires_at (completed), locked_until
+// (leased) and unfinished (begun in a transaction) is set.
+//
+// Where a statement must fail on purpose, so that the server skips what is
+// behind it in the same flight, it casts a text that is no number (22P02), which
+// says why, or divides by zero (22012).
 // A hint that saves waiting and wasted work, never the truth. The table's oid
 // keeps apart the tables of two schemas, wherever search_path finds this one.
-// Whether a write can follow is told before the work is done. The claim id is
-// left with this transaction, so that KeyInsertCompleted and
-// KeyReplaceCompleted can tell that it is still the same one. It is appended,
-// for a Run inside the transaction of another.
+// Whether a write can follow is told before the work is done. A temporary table
+// of that name would end with the session, and its keys with it.
+//
+// The claim id, the table and the lock are left with this transaction, so that
+// KeyInsertCompleted and KeyReplaceCompleted can tell that it is still the same
+// one and finds the same table, and KeyClaim that the key is this transaction's
+// own. They are appended, for a Run inside the transaction of another.
 func (q *Queries) KeyTryLock(ctx context.Context, db DBTX, arg *KeyTryLockParams) (*KeyTryLockRow, error) {
 	row := db.QueryRow(ctx, keyTryLock, arg.LockID, arg.ClaimID, arg.IdleTimeout)
 	var i KeyTryLockRow
 	err := row.Scan(
 		&i.Locked,
 		&i.ReadOnly,
-		&i.ClaimIDs,
-		&i.IdleTimeout,
+		&i.Serializable,
+		&i.Temporary,
+		&i.Marked,
+		&i.Bounded,
 	)
 	return &i, err
+}
+
+const planAsBefore = `-- name: PlanAsBefore :exec
+SELECT
+    set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true) AS enable_seqscan,
+    set_config('enable_bitmapscan', current_setting('samecommit.enable_bitmapscan'), true) AS enable_bitmapscan
+`
+
+func (q *Queries) PlanAsBefore(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, planAsBefore)
+	return err
+}
+
+const planByIndex = `-- name: PlanByIndex :exec
+SELECT
+    set_config(
+        'enable_seqscan',
+        CASE WHEN set_config('samecommit.enable_seqscan', current_setting('enable_seqscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_seqscan,
+    set_config(
+        'enable_bitmapscan',
+        CASE WHEN set_config('samecommit.enable_bitmapscan', current_setting('enable_bitmapscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_bitmapscan
+`
+
+// Goes before a statement about many rows, in one flight. Its plan, made while
+// the table was small, may be kept while the table grows: one that reads the
+// whole table is therefore never made, nor one that reads and sorts all that has
+// expired. PlanAsBefore follows, for the statements of the caller's own.
+func (q *Queries) PlanByIndex(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, planByIndex)
+	return err
 }
 
 const setLocal = `-- name: SetLocal :exec

@@ -5,8 +5,6 @@
 package db
 
 import (
-	"time"
-
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
@@ -14,17 +12,16 @@ import (
 type IdempotencyKey struct {
 	Scope        string
 	ID           string
-	Status       int16
 	ClaimID      pgtype.UUID
 	Attempt      int32
 	Fingerprint  []byte
 	Response     []byte
-	ResponseType *string
-	CreatedAt    time.Time
-	UpdatedAt    time.Time
-	LockedUntil  *time.Time
-	ExpiresAt    *time.Time
-	Unfinished   *int16
+	ResponseType pgtype.Text
+	CreatedAt    pgtype.Timestamptz
+	UpdatedAt    pgtype.Timestamptz
+	ExpiresAt    pgtype.Timestamptz
+	LockedUntil  pgtype.Timestamptz
+	Unfinished   pgtype.Int2
 }
 
 // Always empty: its foreign key keeps a transaction that began an idempotency key and did not complete it from committing.

@@ -22,7 +22,8 @@ type BatchVerbs interface {
 	BeginMany(ctx context.Context, params []*BeginParams) ([]BeginResult, error)
 	// CompleteMany is Complete for claims that one BeginMany returned, with the
 	// response to each, and returns the record of each. Where any claim is not
-	// held it is ErrClaimLost, and the transaction cannot commit any more.
+	// held it is ErrClaimLost, where one is refused it is as for Complete, and
+	// the transaction cannot commit any more.
 	CompleteMany(ctx context.Context, claims []*Claim, responses []*Response) ([]*Record, error)
 }
 
@@ -44,6 +45,7 @@ type Batch struct {
 
 // BatchItem is one key of a Batch.
 type BatchItem struct {
+	// Key is the key as the store has it: see Config.KeySecret.
 	Key Key
 	// State is New, InProgress or Completed as for Begin, and zero where Err is
 	// set. On New do the work and set Response. A key that is New is Completed
@@ -60,10 +62,11 @@ type BatchItem struct {
 	// it: ErrFingerprintMismatch, ErrNested or ErrUnfinished, as a *KeyError.
 	Err error
 	// Response is for the caller to set where State is New.
-	Response *Response
+	Response *Response `json:"-"`
 
-	fingerprint Fingerprint
-	claim       *Claim
+	// A pointer, since fmt would print what is in an unexported field.
+	begin *BeginParams
+	claim *Claim
 	// repeats is the item of the same key that came first.
 	repeats *BatchItem
 }
@@ -97,7 +100,7 @@ func (c *TxClient) BeginMany(ctx context.Context, params []Params) (batch *Batch
 	firsts := make(map[Key]*BatchItem, len(params))
 	var wanted []*BeginParams
 	for i, begin := range begins {
-		item := &BatchItem{Key: begin.Key, fingerprint: begin.Fingerprint, repeats: firsts[begin.Key]}
+		item := &BatchItem{Key: begin.Key, begin: begin, repeats: firsts[begin.Key]}
 		batch.Items[i] = item
 		if item.repeats != nil {
 			continue
@@ -179,7 +182,8 @@ func (i *BatchItem) begun(result BeginResult) {
 // repeat judges a key that came before in the batch.
 func (i *BatchItem) repeat() {
 	first := i.repeats
-	differs := !i.fingerprint.Matches(first.fingerprint) || first.Record != nil && !i.fingerprint.Matches(first.Record.Fingerprint)
+	fingerprint := i.begin.Fingerprint
+	differs := !fingerprint.Matches(first.begin.Fingerprint) || first.Record != nil && !fingerprint.Matches(first.Record.Fingerprint)
 	if first.Err == nil && differs {
 		i.Err = &KeyError{Key: i.Key, Err: ErrFingerprintMismatch}
 		return

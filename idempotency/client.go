@@ -13,7 +13,7 @@ import (
 type Client[TTx any] struct {
 	store  TxStore[TTx]
 	config Config
-	gate   gate
+	gate   *gate
 }
 
 // NewClient returns a client that keeps its keys in store. A nil config means
@@ -26,11 +26,7 @@ func NewClient[TTx any](store TxStore[TTx], config *Config) (*Client[TTx], error
 	if err != nil {
 		return nil, err
 	}
-	perCaller, ok := store.(PerCallerStore)
-	return &Client[TTx]{store: store, config: withDefaults, gate: gate{
-		maxWaiters: withDefaults.MaxWaiters,
-		perCaller:  ok && perCaller.PerCaller(),
-	}}, nil
+	return &Client[TTx]{store: store, config: withDefaults, gate: newGate(store, &withDefaults)}, nil
 }
 
 // Get returns the record of a completed key, or of one held by a lease. It is
@@ -40,6 +36,7 @@ func (c *Client[TTx]) Get(ctx context.Context, key Key) (record *Record, err err
 	if err := key.Validate(); err != nil {
 		return nil, err
 	}
+	key = c.config.storedKey(key)
 	ctx, end := c.config.trace(ctx, OperationGet, key)
 	defer func() { end(stateOf(record), false, err) }()
 	return c.store.Get(ctx, key)
@@ -67,7 +64,7 @@ func (c *Config) beginParams(params *Params) (*BeginParams, error) {
 	if ttl == 0 {
 		ttl = c.TTL
 	}
-	return &BeginParams{Key: params.Key, Fingerprint: params.Fingerprint, TTL: ttl}, nil
+	return &BeginParams{Key: c.storedKey(params.Key), Fingerprint: params.Fingerprint, TTL: ttl}, nil
 }
 
 // waitOr returns how long to wait for another holder of the key.

@@ -2,7 +2,9 @@ package idempotency_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +29,13 @@ func testParams(id string) idempotency.Params {
 	return idempotency.Params{Key: idempotency.Key{Scope: "test", ID: id}, Fingerprint: idempotency.FingerprintOf(id)}
 }
 
+// namedCodec is encoding/json under another name.
+type namedCodec string
+
+func (c namedCodec) Name() string                            { return string(c) }
+func (c namedCodec) Marshal(value any) ([]byte, error)       { return json.Marshal(value) }
+func (c namedCodec) Unmarshal(data []byte, target any) error { return json.Unmarshal(data, target) }
+
 func TestNewClientRefusesWhatCannotWork(t *testing.T) {
 	t.Parallel()
 	sentinel := errors.New("sentinel")
@@ -35,8 +44,19 @@ func TestNewClientRefusesWhatCannotWork(t *testing.T) {
 		field  string
 	}{
 		"negative TTL":   {idempotency.Config{TTL: -1}, "Config.TTL"},
+		"TTL too short":  {idempotency.Config{TTL: time.Microsecond - 1}, "Config.TTL"},
+		"short secret":   {idempotency.Config{KeySecret: make([]byte, 15)}, "Config.KeySecret"},
+		"empty secret":   {idempotency.Config{KeySecret: []byte("")}, "Config.KeySecret"},
 		"negative wait":  {idempotency.Config{Wait: -2}, "Config.Wait"},
 		"negative size":  {idempotency.Config{MaxResponseSize: -1}, "Config.MaxResponseSize"},
+		"codec error":    {idempotency.Config{Codec: namedCodec("error")}, "Config.Codec"},
+		"codec none":     {idempotency.Config{Codec: namedCodec("none")}, "Config.Codec"},
+		"codec bytes":    {idempotency.Config{Codec: namedCodec("bytes")}, "Config.Codec"},
+		"no codec name":  {idempotency.Config{Codec: namedCodec("")}, "Config.Codec"},
+		"colon in codec": {idempotency.Config{Codec: namedCodec("error:x")}, "Config.Codec"},
+		"NUL in codec":   {idempotency.Config{Codec: namedCodec("a\x00b")}, "Config.Codec"},
+		"codec no UTF-8": {idempotency.Config{Codec: namedCodec("a\xffb")}, "Config.Codec"},
+		"long codec":     {idempotency.Config{Codec: namedCodec(strings.Repeat("x", 256))}, "Config.Codec"},
 		"zero kind":      {idempotency.Config{FinalErrors: []idempotency.FinalKind{{}}}, "Config.FinalErrors[0]"},
 		"nil sentinel":   {idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalValue("a", nil)}}, "Config.FinalErrors[0]"},
 		"empty code":     {idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalValue("", sentinel)}}, "Config.FinalErrors[0]"},
@@ -233,5 +253,76 @@ func TestBatchInsideDo(t *testing.T) {
 	}
 	if _, err := client.Get(t.Context(), testParams("inner").Key); err != nil {
 		t.Error(err)
+	}
+}
+
+// What goes on with the context of an operation, after it has returned, is
+// outside of it.
+func TestContextOfAnOperationThatHasReturned(t *testing.T) {
+	t.Parallel()
+	client, store := newClient(t, nil)
+	var inside context.Context
+	keep := func(ctx context.Context, _ *memstore.Tx) (int, error) {
+		inside = ctx
+		return 7, nil
+	}
+	if _, err := idempotency.Do(t.Context(), client, testParams("k"), keep); err != nil {
+		t.Fatal(err)
+	}
+	if result, err := idempotency.Do(inside, client, testParams("k"), keep); err != nil || !result.Replayed || result.Value != 7 { //nolint:contextcheck // The point of the test.
+		t.Errorf("Do: %+v, %v; want a replay", result, err)
+	}
+	tx := store.NewTx()
+	if outcome, err := client.WithTx(tx).Begin(inside, testParams("k")); err != nil || outcome.State != idempotency.Completed { //nolint:contextcheck // As above.
+		t.Errorf("Begin: %+v, %v; want a replay", outcome, err)
+	}
+	if _, err := idempotency.DoTx(t.Context(), client, tx, testParams("tx"), keep); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := idempotency.DoTx(inside, client, tx, testParams("tx"), keep); err != nil { //nolint:contextcheck // As above.
+		t.Errorf("DoTx: %+v, %v; want a replay", answer, err)
+	}
+
+	// It is free again after a panic, too.
+	notReturning(func() {
+		_, _ = idempotency.Do(t.Context(), client, testParams("panics"), func(ctx context.Context, tx *memstore.Tx) (int, error) {
+			_, _ = keep(ctx, tx)
+			panic("test")
+		})
+	})
+	if _, err := idempotency.Do(inside, client, testParams("panics"), keep); err != nil { //nolint:contextcheck // As above.
+		t.Errorf("Do after a panic: %v, want a run", err)
+	}
+}
+
+// notReturning returns once call has panicked, called runtime.Goexit or returned.
+func notReturning(call func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() { _ = recover() }()
+		call()
+	}()
+	<-done
+}
+
+func TestTracerOfAFunctionThatDoesNotReturn(t *testing.T) {
+	t.Parallel()
+	for name, leave := range map[string]func(){"panic": func() { panic("test") }, "runtime.Goexit": runtime.Goexit} {
+		tracer := &recordingTracer{}
+		client, store := newClient(t, &idempotency.Config{Tracer: tracer})
+		fn := func(context.Context, *memstore.Tx) (int, error) {
+			leave()
+			return 0, nil
+		}
+		notReturning(func() { _, _ = idempotency.Do(t.Context(), client, testParams("k"), fn) })
+		notReturning(func() { _, _ = idempotency.DoTx(t.Context(), client, store.NewTx(), testParams("k"), fn) })
+		want := []idempotency.TraceEndData{
+			{Operation: idempotency.OperationDo, Err: idempotency.ErrNotReturned},
+			{Operation: idempotency.OperationDoTx, Err: idempotency.ErrNotReturned},
+		}
+		if !slices.Equal(tracer.ends, want) {
+			t.Errorf("%s: ends are %+v, want %+v", name, tracer.ends, want)
+		}
 	}
 }

@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"strings"
 )
 
 // Codec turns results into bytes and back.
 type Codec interface {
-	// Name goes before the type's name in Response.Type, as in "json:pkg.T".
+	// Name goes before the type's name in Response.Type, as in "json:pkg.T". It is
+	// UTF-8 without NUL and colon, not empty, shorter than 255 bytes, and none of
+	// "error", "none" and "bytes", which have a meaning of their own there.
 	Name() string
 	Marshal(value any) ([]byte, error)
 	// Unmarshal decodes data into the value that target points to.
@@ -21,6 +24,30 @@ type jsonCodec struct{}
 func (jsonCodec) Name() string                            { return "json" }
 func (jsonCodec) Marshal(value any) ([]byte, error)       { return json.Marshal(value) }
 func (jsonCodec) Unmarshal(data []byte, target any) error { return json.Unmarshal(data, target) }
+
+// typeSeparator stands between the codec's name, or "error", and what follows it.
+const typeSeparator = ":"
+
+// validateCodec refuses a name that could be taken for another's, or for no
+// codec's.
+func validateCodec(codec Codec) error {
+	var reason string
+	switch name := codec.Name(); {
+	case name == "":
+		reason = "has an empty name"
+	case len(name+typeSeparator) >= maxResponseTypeLength:
+		reason = fmt.Sprintf("has a name of over %d bytes", maxResponseTypeLength-len(typeSeparator)-1)
+	case !isText(name):
+		reason = "has a name that is not valid UTF-8 without NUL"
+	case strings.Contains(name, typeSeparator):
+		reason = "has a name with a colon, which ends the name in Response.Type"
+	case name+typeSeparator == TypeErrorPrefix, name == TypeNone, name == TypeBytes:
+		reason = `has a name that means something else in Response.Type: "error", "none" or "bytes"`
+	default:
+		return nil
+	}
+	return &ParamError{Field: "Config.Codec", Reason: reason}
+}
 
 // None is the result of an operation that returns nothing. See NoResult.
 type None struct{}
@@ -49,9 +76,13 @@ func newResultCodec[T any](codec Codec) (resultCodec[T], error) {
 			Reason: fmt.Sprintf("is %s: a recorded result could not be decoded into it; use a concrete type", goType),
 		}
 	}
-	typeName := codec.Name() + ":" + resultTypeName(goType)
-	if len(typeName) > maxResponseTypeLength {
-		return resultCodec[T]{}, &ParamError{Field: "T", Reason: "has a name of over 255 bytes; give it a method ResultType() string"}
+	name := resultTypeName(goType)
+	typeName := codec.Name() + typeSeparator + name
+	switch {
+	case len(typeName) > maxResponseTypeLength:
+		return resultCodec[T]{}, &ParamError{Field: "T", Reason: "has a name of over 255 bytes, with the codec's; give it a shorter one by a method ResultType() string"}
+	case name == "" || !isText(name):
+		return resultCodec[T]{}, &ParamError{Field: "T", Reason: "has a method ResultType whose result is empty or not valid UTF-8 without NUL"}
 	}
 	return resultCodec[T]{codec, typeName}, nil
 }

@@ -10,13 +10,14 @@ const (
 	DefaultTTL             = 24 * time.Hour
 	DefaultWait            = 2 * time.Second
 	DefaultMaxWaiters      = 10_000
+	DefaultMaxSharedBytes  = 64 << 20
 	DefaultMaxResponseSize = 1 << 20
 )
 
 // Config configures a Client. The zero value means all defaults.
 type Config struct {
-	// TTL is how long an answer replays where Params.TTL is zero.
-	// Defaults to 24 hours.
+	// TTL is how long an answer replays where Params.TTL is zero, which says how
+	// long it should be. At least a microsecond. Defaults to 24 hours.
 	TTL time.Duration
 	// Wait is how long Do waits for another holder of the key where Params.Wait
 	// is zero. Defaults to 2 seconds; NoWait fails at once.
@@ -26,6 +27,13 @@ type Config struct {
 	// ErrOverloaded.
 	// Defaults to 10,000.
 	MaxWaiters int
+	// MaxSharedBytes bounds how many bytes of answers, of all keys together, calls
+	// of Do turn into results at one time where another call of this client has
+	// found out the answer. Each of them counts all of it until it returns; one
+	// more waits for others to return, or for its context to end. An answer
+	// larger than this goes alone. Results that callers keep do not count.
+	// Defaults to 64 MiB.
+	MaxSharedBytes int
 	// MaxResponseSize is the largest answer that is recorded, in bytes. A larger
 	// one fails the operation, which is rolled back. Defaults to 1 MiB.
 	MaxResponseSize int
@@ -34,8 +42,22 @@ type Config struct {
 	FinalErrors []FinalKind
 	// Codec turns results into bytes and back. Defaults to encoding/json.
 	Codec Codec
+	// KeySecret, where it is set, makes the client keep each key under
+	// another id, the HMAC-SHA-256 of the key under this secret. The store, its
+	// locks, records, claims, errors, logs and tracers then have only that id, in
+	// every Key that a caller gets back, and nobody who reads them can find out
+	// the caller's by guessing. The caller goes on to name its own key, to Get as
+	// to Do. Key.Scope stays as it is.
+	//
+	// The secret is a part of every key: services that share a table share it,
+	// and with another one every key is new and every operation runs again. At
+	// least 16 bytes, from a random source. Defaults to none.
+	KeySecret Secret
 	// Tracer follows every call. Defaults to none.
 	Tracer Tracer
+
+	// storedKey is what KeySecret has become in a client.
+	storedKey func(Key) Key
 }
 
 func (c *Config) withDefaults() (Config, error) {
@@ -43,11 +65,11 @@ func (c *Config) withDefaults() (Config, error) {
 	if c != nil {
 		config = *c
 	}
-	if config.TTL < 0 {
-		return config, &ParamError{Field: "Config.TTL", Reason: "is negative"}
-	}
 	if config.TTL == 0 {
 		config.TTL = DefaultTTL
+	}
+	if err := validateTTL("Config.TTL", config.TTL); err != nil {
+		return config, err
 	}
 	if err := validateWait("Config.Wait", config.Wait); err != nil {
 		return config, err
@@ -61,6 +83,12 @@ func (c *Config) withDefaults() (Config, error) {
 	if config.MaxWaiters == 0 {
 		config.MaxWaiters = DefaultMaxWaiters
 	}
+	if config.MaxSharedBytes < 0 {
+		return config, &ParamError{Field: "Config.MaxSharedBytes", Reason: "is negative"}
+	}
+	if config.MaxSharedBytes == 0 {
+		config.MaxSharedBytes = DefaultMaxSharedBytes
+	}
 	if config.MaxResponseSize < 0 {
 		return config, &ParamError{Field: "Config.MaxResponseSize", Reason: "is negative"}
 	}
@@ -70,7 +98,14 @@ func (c *Config) withDefaults() (Config, error) {
 	if config.Codec == nil {
 		config.Codec = jsonCodec{}
 	}
+	if err := validateCodec(config.Codec); err != nil {
+		return config, err
+	}
 	codes := make(map[string]bool, len(config.FinalErrors))
+	if err := config.KeySecret.validate(); err != nil {
+		return config, err
+	}
+	config.storedKey, config.KeySecret = config.KeySecret.keyMapper(), nil
 	for i, kind := range config.FinalErrors {
 		field := fmt.Sprintf("Config.FinalErrors[%d]", i)
 		if err := kind.validate(field); err != nil {

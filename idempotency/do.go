@@ -1,6 +1,10 @@
 package idempotency
 
-import "context"
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+)
 
 // Do runs fn once per key, in a transaction that it opens: the claim, fn's
 // writes and the recorded result commit together or not at all. A later call
@@ -14,8 +18,9 @@ import "context"
 // While another call holds the key, Do waits up to Params.Wait without holding
 // a connection, and then fails with ErrInProgress. Calls of one client for one
 // key wait in memory, and one of them asks the store for all. Other errors are
-// ErrInvalidParams, ErrFingerprintMismatch, ErrNested, ErrOwned, ErrOverloaded,
-// ErrSerializationFailure, ErrReadOnly, ErrOutcomeUnknown, *FinalError and
+// ErrInvalidParams, ErrFingerprintMismatch, ErrNested, ErrUnfinished, ErrOwned,
+// ErrTxAborted, ErrOverloaded, ErrUnavailable, ErrSerializationFailure,
+// ErrReadOnly, ErrOutcomeUnknown, ErrFinalUnlisted, *FinalError and
 // *ResultTypeError.
 func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 	fn func(ctx context.Context, tx TTx) (T, error),
@@ -25,23 +30,30 @@ func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 		return Result[T]{}, err
 	}
 	config := &client.config
-	ctx, end := config.trace(ctx, OperationDo, params.Key)
+	ctx, end := config.trace(ctx, OperationDo, op.begin.Key)
 	var outcome *Outcome
-	defer func() { end(outcomeState(outcome), result.Replayed, err) }()
+	defer func() { op.traced(end, outcomeState(outcome), result.Replayed, err) }()
 
-	if err := config.checkNesting(ctx, params.Key); err != nil {
+	if err := config.checkNesting(ctx, op.begin.Key); err != nil {
 		return Result[T]{}, err
 	}
-	executed := false
-	outcome, err = client.gate.do(ctx, op.begin, params.waitOr(config.Wait), func(running func()) (outcome *Outcome, _ bool, err error) {
+	executed, shared := false, false
+	outcome, shared, err = client.gate.do(ctx, op.begin, params.waitOr(config.Wait), func(p *pass) (outcome *Outcome, _ bool, err error) {
 		outcome, executed, err = client.store.Run(ctx, op.begin, func(ctx context.Context, tx TTx) (*Response, error) {
-			running()
+			p.running()
 			return op.body(ctx, tx)
 		})
 		return outcome, executed, err
 	})
 	if err != nil {
 		return Result[T]{}, err
+	}
+	if shared {
+		give, err := client.gate.budget.take(ctx, len(outcome.Record.Response.Body))
+		if err != nil {
+			return Result[T]{}, &KeyError{Key: op.begin.Key, Err: fmt.Errorf("idempotency: gave up waiting for room in Config.MaxSharedBytes: %w", err)}
+		}
+		defer give()
 	}
 	return answer(config, op.codec, outcome.Record, !executed)
 }
@@ -63,21 +75,21 @@ func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params P
 		return TxResult[T]{}, err
 	}
 	config := &client.config
-	ctx, end := config.trace(ctx, OperationDoTx, params.Key)
+	ctx, end := config.trace(ctx, OperationDoTx, op.begin.Key)
 	var outcome *Outcome
 	defer func() {
 		state := outcomeState(outcome)
 		if result.valid {
 			state = Completed
 		}
-		end(state, result.result.Replayed, err)
+		op.traced(end, state, result.result.Replayed, err)
 	}()
 
-	if err := config.checkNesting(ctx, params.Key); err != nil {
+	if err := config.checkNesting(ctx, op.begin.Key); err != nil {
 		return TxResult[T]{}, err
 	}
 	verbs := client.store.WithTx(tx)
-	outcome, err = waitWhileInProgress(ctx, params.Key, params.waitOr(NoWait), func() (*Outcome, error) {
+	outcome, err = waitWhileInProgress(ctx, op.begin.Key, params.waitOr(NoWait), func() (*Outcome, error) {
 		return verbs.Begin(ctx, op.begin)
 	})
 	if err != nil {
@@ -120,6 +132,8 @@ type operation[T, TTx any] struct {
 	begin  *BeginParams
 	codec  resultCodec[T]
 	fn     func(ctx context.Context, tx TTx) (T, error)
+	// running says that fn was called and has not returned.
+	running bool
 }
 
 func newOperation[T, TTx any](client *Client[TTx], params *Params, fn func(context.Context, TTx) (T, error)) (*operation[T, TTx], error) {
@@ -140,9 +154,29 @@ func newOperation[T, TTx any](client *Client[TTx], params *Params, fn func(conte
 	return &operation[T, TTx]{client: client, begin: begin, codec: codec, fn: fn}, nil
 }
 
+// call calls fn in a context that marks the key as held until fn has returned.
+func (o *operation[T, TTx]) call(ctx context.Context, tx TTx) (T, error) {
+	var held atomic.Bool
+	held.Store(true)
+	defer held.Store(false)
+	o.running = true
+	value, err := o.fn(context.WithValue(ctx, heldKey{&o.client.config, o.begin.Key}, &held), tx)
+	o.running = false
+	return value, err
+}
+
+// traced ends the trace of the call, also where fn panicked or called
+// runtime.Goexit: then nothing else was set.
+func (o *operation[T, TTx]) traced(end func(State, bool, error), state State, replayed bool, err error) {
+	if o.running {
+		state, replayed, err = 0, false, ErrNotReturned
+	}
+	end(state, replayed, err)
+}
+
 func (o *operation[T, TTx]) body(ctx context.Context, tx TTx) (*Response, error) {
 	config := &o.client.config
-	value, err := o.fn(context.WithValue(ctx, heldKey{config, o.begin.Key}, true), tx)
+	value, err := o.call(ctx, tx)
 	var response *Response
 	if err != nil {
 		response, err = config.finalResponse(o.begin.Key, err)
@@ -169,8 +203,9 @@ func isFinal(err error) bool {
 	return final
 }
 
-// heldKey marks, in the context that fn gets, the key that fn runs under. The
-// config stands for the client.
+// heldKey finds, in the context that fn gets, the *atomic.Bool that says whether
+// the key is still held by this call of fn: what fn left running may keep the
+// context for longer. The config stands for the client.
 type heldKey struct {
 	config *Config
 	key    Key
@@ -179,7 +214,7 @@ type heldKey struct {
 // checkNesting refuses to begin a key inside the operation that holds it: it
 // would wait for itself, or on the operation's own transaction not even that.
 func (c *Config) checkNesting(ctx context.Context, key Key) error {
-	if ctx.Value(heldKey{c, key}) != nil {
+	if held, ok := ctx.Value(heldKey{c, key}).(*atomic.Bool); ok && held.Load() {
 		return &KeyError{Key: key, Err: ErrNested}
 	}
 	return nil

@@ -40,6 +40,10 @@ var (
 	// time: more calls wait than Config.MaxWaiters allows, or the store has not
 	// answered within the wait. Nothing was run, and nothing is known of the key.
 	ErrOverloaded = errors.New("idempotency: too many calls wait, or the store does not answer")
+	// ErrUnavailable means that the store could not be reached, or lost its connection
+	// before the commit was sent: nothing was committed. Call again with the same
+	// key. Where the context of the call ended first, the error is also its cause.
+	ErrUnavailable = errors.New("idempotency: store is unavailable, nothing was committed: call again with the same key")
 	// ErrSerializationFailure means that the database could not fit the transaction in
 	// among concurrent ones, by a serialization failure or a deadlock. Roll it back
 	// and run all of it again. Do has done that already, as often as the store allows.
@@ -53,9 +57,13 @@ var (
 	// ErrReadOnly means that no key can be claimed here: the transaction is read-only, or
 	// the server is a standby. Use a read-write transaction on the primary.
 	ErrReadOnly = errors.New("idempotency: transaction or server is read-only: use a read-write transaction on the primary")
-	// ErrFinalUnlisted means that an error was marked Final but its type is not in
-	// Config.FinalErrors. Nothing was recorded.
+	// ErrFinalUnlisted means that an error was marked Final and is not listed in
+	// Config.FinalErrors. Nothing was recorded. The text says what to list; the error
+	// that was marked is not in the chain.
 	ErrFinalUnlisted = errors.New("idempotency: final error is not listed in Config.FinalErrors")
+	// ErrNotReturned is what a Tracer is told where the function panicked or called
+	// runtime.Goexit. No call returns it: the panic goes on to the caller.
+	ErrNotReturned = errors.New("idempotency: the function panicked or called runtime.Goexit")
 	// ErrNoAnswer means that TxResult.Answer was called though DoTx returned an error.
 	ErrNoAnswer = errors.New("idempotency: no answer: DoTx returned an error")
 )
@@ -81,7 +89,8 @@ func (e *ParamError) Is(target error) bool { return target == ErrInvalidParams }
 // sentinels, or the cause of the end of a context in which a call of Do waited
 // and had heard nothing of the key.
 type KeyError struct {
-	// Key is the key; printing it prints a hash.
+	// Key is the key as the store has it: see Config.KeySecret. Printing it
+	// prints a hash.
 	Key Key
 	Err error
 }

@@ -1,18 +1,24 @@
 package idempotency
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
 	"strings"
-	"unicode/utf8"
 )
 
 // Final marks an error as the definitive answer of an operation: its writes are
 // rolled back, the error is recorded in the same commit as the key, and every
 // later call gets the same error as a *FinalError. The error, or one that it
-// wraps, must be listed in Config.FinalErrors; otherwise nothing is recorded.
-// Final(nil) is nil.
+// wraps, must be listed in Config.FinalErrors; otherwise nothing is recorded and
+// the call fails with ErrFinalUnlisted. Final(nil) is nil.
+//
+// The function may wrap what Final returns. Beside another error, by errors.Join
+// or a second %w, it counts only if that one is final too, and the first of them
+// is recorded: else the other may be why the operation failed, and what the
+// function returned is an error like any other. Final around a join says that
+// all of it is final.
 func Final(err error) error {
 	if err == nil {
 		return nil
@@ -24,6 +30,28 @@ type finalMark struct{ err error }
 
 func (m *finalMark) Error() string { return m.err.Error() }
 func (m *finalMark) Unwrap() error { return m.err }
+
+// finalMarkOf returns the mark that makes err final, nil where there is none or
+// an error beside it is not final.
+func finalMarkOf(err error) *finalMark {
+	switch err := err.(type) { //nolint:errorlint // It walks the tree itself.
+	case *finalMark:
+		return err
+	case interface{ Unwrap() error }:
+		return finalMarkOf(err.Unwrap())
+	case interface{ Unwrap() []error }:
+		var first *finalMark
+		for _, branch := range err.Unwrap() {
+			mark := finalMarkOf(branch)
+			if mark == nil {
+				return nil
+			}
+			first = cmp.Or(first, mark)
+		}
+		return first
+	}
+	return nil
+}
 
 // FinalError is the recorded final error of an operation.
 type FinalError struct {
@@ -50,27 +78,30 @@ func (e *FinalError) Unwrap() error { return e.Err }
 // FinalValue make it.
 type FinalKind struct {
 	code string
-	// encode returns false for an error of another kind.
-	encode func(codec Codec, err error) (body []byte, matches bool, encodeErr error)
+	// find returns err, or one that it wraps, if it is of this kind, else nil.
+	find   func(err error) error
+	encode func(codec Codec, found error) ([]byte, error)
 	decode func(codec Codec, body []byte) (error, error)
 }
 
-// FinalType lists errors of type E under a code. The codec records E's exported
-// fields. E is what errors.As would look for, *InsufficientFundsError for one.
+// FinalType lists errors of type E under a code. E is what errors.As would look
+// for, *InsufficientFundsError for one. The codec records it: encoding/json the
+// exported fields. An error that has another text when it has been read back is
+// refused, and nothing is recorded.
 func FinalType[E error](code string) FinalKind {
 	if reflect.TypeFor[E]().Kind() == reflect.Interface {
 		return FinalKind{code: code} // could not be decoded into; NewClient refuses it
 	}
 	return FinalKind{
 		code: code,
-		encode: func(codec Codec, err error) ([]byte, bool, error) {
+		find: func(err error) error {
 			var target E
 			if !errors.As(err, &target) {
-				return nil, false, nil
+				return nil
 			}
-			body, err := codec.Marshal(target)
-			return body, true, err
+			return target
 		},
+		encode: func(codec Codec, found error) ([]byte, error) { return codec.Marshal(found) },
 		decode: func(codec Codec, body []byte) (error, error) {
 			var target E
 			err := codec.Unmarshal(body, &target)
@@ -85,20 +116,26 @@ func FinalValue(code string, sentinel error) FinalKind {
 	if sentinel == nil {
 		return kind // NewClient refuses it
 	}
-	kind.encode = func(_ Codec, err error) ([]byte, bool, error) { return nil, errors.Is(err, sentinel), nil }
+	kind.find = func(err error) error {
+		if !errors.Is(err, sentinel) {
+			return nil
+		}
+		return sentinel
+	}
+	kind.encode = func(Codec, error) ([]byte, error) { return nil, nil }
 	kind.decode = func(Codec, []byte) (error, error) { return sentinel, nil }
 	return kind
 }
 
 func (k FinalKind) validate(field string) error {
 	switch {
-	case k.encode == nil:
+	case k.find == nil:
 		return &ParamError{Field: field, Reason: "was not made by FinalType with a concrete type or by FinalValue with an error"}
 	case k.code == "":
 		return &ParamError{Field: field, Reason: "has an empty code"}
 	case len(TypeErrorPrefix+k.code) > maxResponseTypeLength:
 		return &ParamError{Field: field, Reason: fmt.Sprintf("has a code of over %d bytes", maxResponseTypeLength-len(TypeErrorPrefix))}
-	case !utf8.ValidString(k.code) || strings.IndexByte(k.code, 0) >= 0:
+	case !isText(k.code):
 		return &ParamError{Field: field, Reason: "has a code that is not valid UTF-8 without NUL"}
 	}
 	return nil
@@ -107,20 +144,71 @@ func (k FinalKind) validate(field string) error {
 // finalResponse returns the response that records err, if err is marked Final
 // and listed, and the error to fail with otherwise.
 func (c *Config) finalResponse(key Key, err error) (*Response, error) {
-	var mark *finalMark
-	if !errors.As(err, &mark) {
+	mark := finalMarkOf(err)
+	if mark == nil {
 		return nil, err
 	}
 	for _, kind := range c.FinalErrors {
-		body, matches, encodeErr := kind.encode(c.Codec, mark.err)
-		if encodeErr != nil {
-			return nil, &KeyError{Key: key, Err: &codecError{"encode final error", kind.code, encodeErr}}
+		found := kind.find(mark.err)
+		if found == nil {
+			continue
 		}
-		if matches {
-			return &Response{Type: TypeErrorPrefix + kind.code, Body: body, RolledBack: true}, nil
+		body, err := kind.encode(c.Codec, found)
+		if err != nil {
+			return nil, &KeyError{Key: key, Err: &codecError{"encode final error", kind.code, err}}
+		}
+		recorded, err := kind.decode(c.Codec, body)
+		if err != nil {
+			return nil, &KeyError{Key: key, Err: &codecError{"decode final error", kind.code, err}}
+		}
+		// Sprint survives a method that panics, as on a nil pointer.
+		if fmt.Sprint(recorded) != fmt.Sprint(found) {
+			return nil, &KeyError{Key: key, Err: fmt.Errorf("idempotency: final error %q: %T changes its text when the codec writes and reads it, so nothing was recorded: export the fields that its text is made of, or give it the codec's methods", kind.code, found)}
+		}
+		return &Response{Type: TypeErrorPrefix + kind.code, Body: body, RolledBack: true}, nil
+	}
+	// It does not wrap the business error: who finds that answers the client as
+	// if it were recorded, and every retry would run again.
+	return nil, &KeyError{Key: key, Err: fmt.Errorf("%w: nothing was recorded of the %T: add %s", ErrFinalUnlisted, mark.err, listingOf(mark.err))}
+}
+
+// listingOf returns what to add to Config.FinalErrors for err.
+func listingOf(err error) string {
+	if listed := ownType(err); listed != nil {
+		return fmt.Sprintf(`idempotency.FinalType[%T]("code")`, listed)
+	}
+	return `idempotency.FinalValue("code", err), err being that value or one that it wraps`
+}
+
+// ownType returns the first error in the tree of err that can be told by its
+// type: those of packages errors and fmt are told by their value.
+func ownType(err error) error {
+	if mark, ok := err.(*finalMark); ok { //nolint:errorlint // It walks the tree itself.
+		return ownType(mark.err)
+	}
+	goType := reflect.TypeOf(err)
+	if goType.Kind() == reflect.Pointer {
+		goType = goType.Elem()
+	}
+	if pkg := goType.PkgPath(); pkg != "errors" && pkg != "fmt" {
+		return err
+	}
+	var branches []error
+	switch err := err.(type) { //nolint:errorlint // It walks the tree itself.
+	case interface{ Unwrap() error }:
+		branches = []error{err.Unwrap()}
+	case interface{ Unwrap() []error }:
+		branches = err.Unwrap()
+	}
+	for _, branch := range branches {
+		if branch == nil {
+			continue
+		}
+		if found := ownType(branch); found != nil {
+			return found
 		}
 	}
-	return nil, &KeyError{Key: key, Err: fmt.Errorf("%w: add a kind for %T; nothing was recorded: %w", ErrFinalUnlisted, mark.err, err)}
+	return nil
 }
 
 // finalError returns the error that the record holds, nil if it holds a result.

@@ -1,10 +1,11 @@
 package idempotency
 
 import (
+	"container/list"
 	"context"
 	"fmt"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,90 +21,118 @@ const answerGrace = time.Second
 // It saves connections and nothing else: what may run, the store decides.
 type gate struct {
 	maxWaiters int
+	budget     *budget
 	// perCaller keeps answers from being shared. See PerCallerStore.
 	perCaller bool
+	// namespace is NamespaceStore's, nil without one.
+	namespace func(ctx context.Context) (string, error)
 
-	mu      sync.Mutex
-	queues  map[Key]*queue
-	waiters int // of all queues
+	waiters atomic.Int64 // of all queues
+
+	// mu is held to find a queue and no longer. What happens in a queue, however
+	// many wait in it, is under its own lock, and so does not hold up other keys.
+	mu     sync.Mutex
+	queues map[queueKey]*queue
 }
 
-// queue is the calls of this process that want one key. Its gate's lock guards it.
+// queueKey is what calls have in common that wait for one another.
+type queueKey struct {
+	Key
+	namespace string
+}
+
+// queue is the calls of this process that want one key.
 type queue struct {
-	calls   int // in the queue, waiting or not
-	asking  bool
-	waiters []*waiter
-	// wake ends the pause of the call that asks; nil where it does not pause.
-	wake chan struct{}
-	// hurried says that there was a reason to ask again since the last look began.
-	hurried bool
+	gate *gate
+	key  queueKey
+
+	mu sync.Mutex
+	// closed says that later calls start another queue.
+	closed bool
+	calls  int // in the queue, waiting or not
+	asking bool
+	line   list.List // of the passes that wait, in the order in which they came
+	// hurry has an element where there was a reason to ask again since the last
+	// look began. It ends the pause of the call that asks.
+	hurry chan struct{}
+
 	// lookedAt is when the last look began that found the key in progress.
 	lookedAt   time.Time
 	retryAfter time.Duration
-	answer     *Record
+	looked     chan struct{} // closed at the end of such a look
+
+	answer *Record
 	// goodAt is a time at which, or after which, the answer was certainly good.
-	goodAt time.Time
+	goodAt   time.Time
+	answered chan struct{} // closed when there is an answer
+
+	// first is the pass of the call that started the queue, most often its only
+	// one: one allocation for both.
+	first pass
 }
 
-// waiter is a call that waits for its turn, or for what others find out. It is
-// told one thing, once.
-type waiter struct {
-	came time.Time
-	// over says that its wait has ended, so that it will take "in progress" for
-	// an answer.
-	over bool
-	news chan news
-}
-
-// news is a turn to ask the store where nothing is set.
-type news struct {
-	answer     *Record
-	inProgress bool
-	retryAfter time.Duration
-}
-
-// pass is one call's way through the gate.
+// pass is one call's way through the gate. A nil pass is that of a call which
+// does not wait.
 type pass struct {
-	gate  *gate
-	key   Key
 	queue *queue
 	came  time.Time
-	turn  bool
+	turn  bool // guarded by the queue's lock while the call is in line
+	// place is the call's in the line, nil where it is not in it.
+	place *list.Element
+	// turned is closed when a call in line gets the turn.
+	turned chan struct{}
 	// ran says that the key was this call's for a while, and may be free again.
 	ran bool
 }
 
+// newGate returns the gate to a store, which is a TxStore.
+func newGate(store any, config *Config) *gate {
+	g := &gate{maxWaiters: config.MaxWaiters, budget: newBudget(config.MaxSharedBytes), queues: make(map[queueKey]*queue)}
+	if perCaller, ok := store.(PerCallerStore); ok && perCaller.PerCaller() {
+		g.perCaller = true
+		if namespaces, ok := store.(NamespaceStore); ok {
+			g.namespace = namespaces.Namespace
+		}
+	}
+	return g
+}
+
 // do calls ask until its outcome is not InProgress, another call has an answer
-// for this one, or the wait is over; then it returns an *InProgressError. ask
-// calls running once nobody else needs to wait for what it finds out.
+// for this one, which is then shared, or the wait is over; then it returns an
+// *InProgressError. ask calls running once nobody else needs to wait for what it
+// finds out.
 func (g *gate) do(ctx context.Context, params *BeginParams, wait time.Duration,
-	ask func(running func()) (outcome *Outcome, executed bool, err error),
-) (*Outcome, error) {
+	ask func(p *pass) (outcome *Outcome, executed bool, err error),
+) (outcome *Outcome, shared bool, err error) {
 	if wait <= 0 {
-		outcome, _, err := ask(func() {})
+		outcome, _, err := ask(nil)
 		if err == nil && outcome.State == InProgress {
 			err = newInProgressError(params.Key, outcome.RetryAfter, nil)
 		}
-		return outcome, err
+		return outcome, false, err
 	}
 
-	p := g.enter(params.Key)
+	p, err := g.enter(ctx, params.Key)
+	if err != nil {
+		return nil, false, err
+	}
 	defer p.leave()
 	deadline := p.came.Add(wait)
 	for poll := firstPoll; ; poll = min(2*poll, longestPoll) {
 		if !p.turn {
 			answer, err := p.waitForTurn(ctx, deadline)
 			if err != nil {
-				return nil, err
+				return nil, false, err
 			}
 			if answer != nil {
-				return replay(params, answer)
+				outcome, err := replay(params, answer)
+				return outcome, true, err
 			}
 		}
 		asked := p.look()
-		outcome, executed, err := ask(p.running)
+		outcome, executed, err := ask(p)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if outcome.State != InProgress {
 			goodAt := asked
@@ -111,7 +140,7 @@ func (g *gate) do(ctx context.Context, params *BeginParams, wait time.Duration,
 				goodAt = time.Now() // it was recorded since, and has not expired
 			}
 			p.tellAnswer(outcome.Record, goodAt)
-			return outcome, nil
+			return outcome, false, nil
 		}
 		p.tellInProgress(asked, outcome.RetryAfter)
 		if !p.turn {
@@ -119,13 +148,14 @@ func (g *gate) do(ctx context.Context, params *BeginParams, wait time.Duration,
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
-			return outcome, newInProgressError(params.Key, outcome.RetryAfter, nil)
+			return outcome, false, newInProgressError(params.Key, outcome.RetryAfter, nil)
 		}
 		if err := p.pause(ctx, min(jitter(poll), left)); err != nil {
-			return outcome, newInProgressError(params.Key, outcome.RetryAfter, err)
+			return outcome, false, newInProgressError(params.Key, outcome.RetryAfter, err)
 		}
 		if answer := p.answer(); answer != nil {
-			return replay(params, answer)
+			outcome, err := replay(params, answer)
+			return outcome, true, err
 		}
 	}
 }
@@ -136,22 +166,62 @@ func replay(params *BeginParams, answer *Record) (*Outcome, error) {
 	if !params.Fingerprint.Matches(answer.Fingerprint) {
 		return nil, &KeyError{Key: params.Key, Err: ErrFingerprintMismatch}
 	}
-	return &Outcome{State: Completed, Record: answer.clone()}, nil
+	return &Outcome{State: Completed, Record: answer.share()}, nil
 }
 
 // enter takes the turn where nobody has it.
-func (g *gate) enter(key Key) *pass {
+func (g *gate) enter(ctx context.Context, key Key) (*pass, error) {
+	came := time.Now()
+	wanted := queueKey{Key: key}
+	if g.namespace != nil {
+		var err error
+		if wanted.namespace, err = g.namespace(ctx); err != nil {
+			return nil, err
+		}
+	}
+	for {
+		q, started := g.queue(wanted)
+		if started {
+			q.first = pass{queue: q, came: came, turn: true}
+			return &q.first, nil
+		}
+		if p := q.join(came); p != nil {
+			return p, nil
+		}
+		g.forget(q)
+	}
+}
+
+// queue returns the queue of the key, or starts one with the caller as its first
+// call.
+func (g *gate) queue(key queueKey) (q *queue, started bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	q := g.queues[key]
-	if q == nil {
-		if g.queues == nil {
-			g.queues = make(map[Key]*queue)
-		}
-		q = &queue{}
-		g.queues[key] = q
+	if q := g.queues[key]; q != nil {
+		return q, false
 	}
-	p := &pass{gate: g, key: key, queue: q, came: time.Now(), turn: !q.asking}
+	q = &queue{gate: g, key: key, calls: 1, asking: true}
+	g.queues[key] = q
+	return q, true
+}
+
+// forget makes later calls for the key start another queue.
+func (g *gate) forget(q *queue) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.queues[q.key] == q {
+		delete(g.queues, q.key)
+	}
+}
+
+// join returns nil where the queue takes no more calls.
+func (q *queue) join(came time.Time) *pass {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return nil
+	}
+	p := &pass{queue: q, came: came, turn: !q.asking}
 	q.calls++
 	q.asking = true
 	return p
@@ -159,249 +229,238 @@ func (g *gate) enter(key Key) *pass {
 
 // leave is the end of the call, however it ended.
 func (p *pass) leave() {
+	q := p.queue
+	q.mu.Lock()
 	p.giveTurn()
-	p.gate.mu.Lock()
-	defer p.gate.mu.Unlock()
-	if p.ran {
-		p.queue.ask()
+	q.calls--
+	last := q.calls == 0
+	if last {
+		q.closed = true
+	} else if p.ran {
+		q.hurryUp()
 	}
-	p.queue.calls--
-	if p.queue.calls == 0 {
-		p.gate.forget(p.key, p.queue)
+	q.mu.Unlock()
+	if last {
+		q.gate.forget(q)
 	}
 }
 
 // look begins a look at the store, newer than every reason for one so far.
 func (p *pass) look() time.Time {
-	p.gate.mu.Lock()
-	defer p.gate.mu.Unlock()
-	p.queue.wake, p.queue.hurried = nil, false
+	p.queue.mu.Lock()
+	defer p.queue.mu.Unlock()
+	select {
+	case <-p.queue.hurry:
+	default:
+	}
 	return time.Now()
 }
 
+// running says that the call has the key, and need not be waited for by the one
+// that would ask the store next.
 func (p *pass) running() {
+	if p == nil {
+		return
+	}
+	p.queue.mu.Lock()
+	defer p.queue.mu.Unlock()
 	p.ran = true
 	p.giveTurn()
 }
 
-// giveTurn lets the next call ask the store.
+// giveTurn lets the next call ask the store. The queue is locked.
 func (p *pass) giveTurn() {
-	p.gate.mu.Lock()
-	defer p.gate.mu.Unlock()
 	if !p.turn {
 		return
 	}
 	p.turn = false
-	if len(p.queue.waiters) == 0 {
+	first := p.queue.line.Front()
+	if first == nil {
 		p.queue.asking = false
 		return
 	}
-	next := p.queue.waiters[0]
-	p.queue.waiters = p.queue.waiters[1:]
-	p.gate.tell(next, news{})
+	next := first.Value.(*pass)
+	next.quit()
+	next.turn = true
+	close(next.turned)
 }
 
 // waitForTurn returns nil when it is this call's turn, or the answer that
 // another call has got.
 func (p *pass) waitForTurn(ctx context.Context, deadline time.Time) (*Record, error) {
-	w, answer, err := p.line()
-	if w == nil {
-		return answer, err
+	q := p.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if answer := q.answerFor(p); answer != nil {
+		return answer, nil
 	}
+	if !q.asking {
+		q.asking, p.turn = true, true
+		return nil, nil
+	}
+	if !p.line() {
+		return nil, &KeyError{Key: q.key.Key, Err: fmt.Errorf("%w: %d calls wait already, which is Config.MaxWaiters", ErrOverloaded, q.gate.maxWaiters)}
+	}
+	defer p.quit()
+
 	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
+	var (
+		over         bool  // the wait has ended: "in progress" is an answer now
+		cause, quits error // why it ended early; what to fail with, if nothing was heard
+	)
 	for {
+		answered, looked := q.signals(over)
+		q.mu.Unlock()
 		select {
-		case heard := <-w.news:
-			return p.hear(heard)
-		case <-ctx.Done():
-			p.waitIsOver(w)
-			heard, told := p.quit(w)
-			if told && !heard.inProgress {
-				return p.hear(heard)
-			}
-			if told {
-				return nil, newInProgressError(p.key, heard.retryAfter, context.Cause(ctx))
-			}
-			return nil, &KeyError{Key: p.key, Err: fmt.Errorf("idempotency: gave up waiting for another call of this process: %w", context.Cause(ctx))}
+		case <-p.turned:
+		case <-answered:
+		case <-looked:
 		case <-timer.C:
-			if p.waitIsOver(w) {
-				timer.Reset(answerGrace)
-				continue
+			if over {
+				quits = &KeyError{Key: q.key.Key, Err: fmt.Errorf("%w: nothing was heard of the key", ErrOverloaded)}
 			}
-			if heard, told := p.quit(w); told {
-				return p.hear(heard)
-			}
-			return nil, &KeyError{Key: p.key, Err: fmt.Errorf("%w: nothing was heard of the key", ErrOverloaded)}
+			over = true
+			timer.Reset(answerGrace)
+		case <-ctx.Done():
+			over, cause = true, context.Cause(ctx)
+			quits = &KeyError{Key: q.key.Key, Err: fmt.Errorf("idempotency: gave up waiting for another call of this process: %w", cause)}
+		}
+		q.mu.Lock()
+		// An answer comes before the turn, which the next in line gets then.
+		if answer := q.answerFor(p); answer != nil || p.turn {
+			return answer, nil
+		}
+		if over && q.lookedAt.After(p.came) { // an older look may be out of date
+			return nil, newInProgressError(q.key.Key, q.retryAfter, cause)
+		}
+		if quits != nil {
+			return nil, quits
+		}
+		if over {
+			q.hurryUp()
 		}
 	}
 }
 
-// line puts the call into the line, where it has to wait: it is not its turn,
-// and there is no answer.
-func (p *pass) line() (*waiter, *Record, error) {
-	p.gate.mu.Lock()
-	defer p.gate.mu.Unlock()
-	switch {
-	case p.queue.answerFor(p.came) != nil:
-		return nil, p.queue.answer, nil
-	case !p.queue.asking:
-		p.queue.asking, p.turn = true, true
-		return nil, nil, nil
-	case p.gate.waiters >= p.gate.maxWaiters:
-		return nil, nil, &KeyError{Key: p.key, Err: fmt.Errorf("%w: %d calls wait already, which is Config.MaxWaiters", ErrOverloaded, p.gate.waiters)}
+// line puts the call into the line, unless too many wait. The queue is locked.
+func (p *pass) line() bool {
+	g := p.queue.gate
+	for {
+		waiters := g.waiters.Load()
+		if waiters >= int64(g.maxWaiters) {
+			return false
+		}
+		if g.waiters.CompareAndSwap(waiters, waiters+1) {
+			break
+		}
 	}
-	w := &waiter{came: p.came, news: make(chan news, 1)}
-	p.queue.waiters = append(p.queue.waiters, w)
-	p.gate.waiters++
-	return w, nil, nil
-}
-
-func (p *pass) hear(heard news) (*Record, error) {
-	if heard.inProgress {
-		return nil, newInProgressError(p.key, heard.retryAfter, nil)
-	}
-	p.turn = heard.answer == nil
-	return heard.answer, nil
-}
-
-// waitIsOver marks the waiter as one that takes "in progress" for an answer, and
-// hurries the call that asks. It reports false the second time.
-func (p *pass) waitIsOver(w *waiter) bool {
-	p.gate.mu.Lock()
-	defer p.gate.mu.Unlock()
-	if w.over {
-		return false
-	}
-	w.over = true
-	p.gate.tellInProgress(p.queue)
-	if len(w.news) == 0 {
-		p.queue.ask()
-	}
+	p.turned = make(chan struct{})
+	p.place = p.queue.line.PushBack(p)
 	return true
 }
 
-// quit takes the waiter out of the line, unless it has been told something.
-func (p *pass) quit(w *waiter) (heard news, told bool) {
-	p.gate.mu.Lock()
-	defer p.gate.mu.Unlock()
-	select {
-	case heard = <-w.news:
-		return heard, true
-	default:
+// quit takes the call out of the line, if it is in it. The queue is locked.
+func (p *pass) quit() {
+	if p.place == nil {
+		return
 	}
-	p.queue.waiters = slices.DeleteFunc(p.queue.waiters, func(other *waiter) bool { return other == w })
-	p.gate.waiters--
-	return news{}, false
+	p.queue.line.Remove(p.place)
+	p.place = nil
+	p.queue.gate.waiters.Add(-1)
+}
+
+// signals returns what a call in line waits for besides its turn. The queue is
+// locked.
+func (q *queue) signals(over bool) (answered, looked <-chan struct{}) {
+	if q.answered == nil {
+		q.answered = make(chan struct{})
+	}
+	if !over {
+		return q.answered, nil
+	}
+	if q.looked == nil {
+		q.looked = make(chan struct{})
+	}
+	return q.answered, q.looked
 }
 
 // tellAnswer gives the answer to those who wait; one that pauses finds it when
 // this call leaves. Calls that come later ask the store again, and so do those
 // that came since goodAt: the answer may have expired before they came.
 func (p *pass) tellAnswer(record *Record, goodAt time.Time) {
-	if p.gate.perCaller {
-		return
-	}
-	p.gate.mu.Lock()
-	defer p.gate.mu.Unlock()
 	q := p.queue
-	if q.answer != nil && !goodAt.After(q.goodAt) {
+	if q.gate.perCaller {
 		return
 	}
-	q.answer, q.goodAt = record.clone(), goodAt
-	p.gate.forget(p.key, q)
-	q.waiters = slices.DeleteFunc(q.waiters, func(w *waiter) bool {
-		answer := q.answerFor(w.came)
-		if answer != nil {
-			p.gate.tell(w, news{answer: answer})
-		}
-		return answer != nil
-	})
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.calls == 1 || q.answer != nil && !goodAt.After(q.goodAt) {
+		return
+	}
+	// This call's caller may write to its own.
+	q.answer, q.goodAt, q.closed = record.clone(), goodAt, true
+	if q.answered != nil {
+		close(q.answered)
+		q.answered = nil
+	}
 }
 
 // tellInProgress tells it to those whose wait is over.
 func (p *pass) tellInProgress(asked time.Time, retryAfter time.Duration) {
-	p.gate.mu.Lock()
-	defer p.gate.mu.Unlock()
-	p.queue.lookedAt, p.queue.retryAfter = asked, retryAfter
-	p.gate.tellInProgress(p.queue)
+	q := p.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.lookedAt, q.retryAfter = asked, retryAfter
+	if q.looked != nil {
+		close(q.looked)
+		q.looked = nil
+	}
 }
 
 func (p *pass) answer() *Record {
-	p.gate.mu.Lock()
-	defer p.gate.mu.Unlock()
-	return p.queue.answerFor(p.came)
+	p.queue.mu.Lock()
+	defer p.queue.mu.Unlock()
+	return p.queue.answerFor(p)
+}
+
+// answerFor returns the answer if the call may share it, or nil. The queue is
+// locked.
+func (q *queue) answerFor(p *pass) *Record {
+	if p.came.After(q.goodAt) {
+		return nil
+	}
+	return q.answer
 }
 
 // pause waits for the given time, or until there is a reason to ask at once.
 func (p *pass) pause(ctx context.Context, duration time.Duration) error {
-	wake := make(chan struct{})
-	p.gate.mu.Lock()
-	if p.queue.answerFor(p.came) == nil && !p.queue.hurried {
-		p.queue.wake = wake
-	} else {
-		close(wake)
-	}
-	p.gate.mu.Unlock()
+	p.queue.mu.Lock()
+	hurry := p.queue.hurries()
+	p.queue.mu.Unlock()
 	timer := time.NewTimer(duration)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-wake:
+	case <-hurry:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 	return nil
 }
 
-// tellInProgress tells those whose wait is over that the key is in progress, if
-// that was seen after they came: an older look may be out of date.
-func (g *gate) tellInProgress(q *queue) {
-	q.waiters = slices.DeleteFunc(q.waiters, func(w *waiter) bool {
-		if !w.over || !q.lookedAt.After(w.came) {
-			return false
-		}
-		g.tell(w, news{inProgress: true, retryAfter: q.retryAfter})
-		return true
-	})
-}
-
-// tell tells a waiter that its caller takes out of the line.
-func (g *gate) tell(w *waiter, heard news) {
-	g.waiters--
-	w.news <- heard
-}
-
-// forget makes later calls for the key start another queue.
-func (g *gate) forget(key Key, q *queue) {
-	if g.queues[key] == q {
-		delete(g.queues, key)
+// hurryUp ends the pause of the call that asks the store, or leaves out its next
+// one. The queue is locked.
+func (q *queue) hurryUp() {
+	select {
+	case q.hurries() <- struct{}{}:
+	default:
 	}
 }
 
-// answerFor returns the answer that a call which came then may share, or nil.
-func (q *queue) answerFor(came time.Time) *Record {
-	if came.After(q.goodAt) {
-		return nil
+func (q *queue) hurries() chan struct{} {
+	if q.hurry == nil {
+		q.hurry = make(chan struct{}, 1)
 	}
-	return q.answer
-}
-
-// ask ends the pause of the call that asks the store, or leaves out its next one.
-func (q *queue) ask() {
-	q.hurried = true
-	if q.wake != nil {
-		close(q.wake)
-		q.wake = nil
-	}
-}
-
-func (r *Record) clone() *Record {
-	cloned := *r
-	if r.Response != nil {
-		response := *r.Response
-		response.Body = slices.Clone(response.Body)
-		cloned.Response = &response
-	}
-	return &cloned
+	return q.hurry
 }

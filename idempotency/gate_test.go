@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -124,20 +125,28 @@ func TestDuplicatesOfOneProcessShareOneAnswer(t *testing.T) {
 		asked := b.store.asked.Load()
 		released := time.Now()
 		b.release <- nil
-		if result := <-first; result.err != nil || result.Replayed {
-			t.Errorf("first: %+v; want a run", result)
+		ran := <-first
+		if ran.err != nil || ran.Replayed {
+			t.Errorf("first: %+v; want a run", ran)
 		}
-		var bodies [][]byte
+		// What is a caller's own does not reach another.
+		scribble := func(result doResult) {
+			result.Value[0] = 'X'
+			result.Record.Response.Type = "X"
+			result.Record.Attempt = 0
+		}
+		ran.Record.Response.Body[0] = 'X'
+		scribble(ran)
 		for _, duplicate := range duplicates {
 			result := <-duplicate
 			if result.err != nil || !result.Replayed || string(result.Value) != "run 1" {
-				t.Fatalf("duplicate: %+v; want a replay of run 1", result)
+				t.Errorf("duplicate: %+v; want a replay of run 1", result)
+				continue
 			}
-			bodies = append(bodies, result.Record.Response.Body)
-		}
-		bodies[0][0] = 'X'
-		if string(bodies[1]) != "run 1" {
-			t.Error("two callers were given the same bytes")
+			if record := result.Record; record.Attempt != 1 || record.Response.Type != idempotency.TypeBytes || string(record.Response.Body) != "run 1" {
+				t.Errorf("a duplicate has the record %+v", record)
+			}
+			scribble(result)
 		}
 		if again := b.store.asked.Load(); again != asked || time.Since(released) != 0 || b.runs.Load() != 1 {
 			t.Errorf("%d more questions, %s, %d runs; want the answer shared at once", again-asked, time.Since(released), b.runs.Load())
@@ -291,6 +300,35 @@ func TestNextInLineRunsWhenTheKeyIsFreed(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestTurnsAreInTheOrderOfTheCalls(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newGateBench(t, nil)
+		var ran []int
+		var calls sync.WaitGroup
+		for i := range 20 {
+			calls.Go(func() {
+				_, err := idempotency.Do(t.Context(), b.client, waiting(time.Minute), func(context.Context, *memstore.Tx) (int, error) {
+					ran = append(ran, i) // one at a time
+					return 0, <-b.release
+				})
+				if err == nil {
+					t.Error("the operation failed and the call did not")
+				}
+			})
+			synctest.Wait()
+		}
+		for range 20 {
+			b.release <- errors.New("failure")
+			synctest.Wait()
+		}
+		calls.Wait()
+		if !slices.IsSorted(ran) || len(ran) != 20 {
+			t.Errorf("calls got their turn in the order %d", ran)
+		}
+	})
 }
 
 // What makes the call that watches ask again can happen while the reply to its
@@ -559,4 +597,46 @@ func TestSharedAnswerIsNoOlderThanTheCall(t *testing.T) {
 		}
 		b.release <- nil
 	})
+}
+
+// instantStore has an answer to everything, and takes no time.
+type instantStore struct {
+	*memstore.Store[*memstore.Tx]
+	outcome idempotency.Outcome
+}
+
+func (s *instantStore) Run(context.Context, *idempotency.BeginParams, func(context.Context, *memstore.Tx) (*idempotency.Response, error)) (*idempotency.Outcome, bool, error) {
+	return &s.outcome, false, nil
+}
+
+// BenchmarkGate is what the gate costs a call that meets no other: the difference
+// to NoWait, which passes it by.
+//
+//	go test -run '^$' -bench '^BenchmarkGate$' -benchmem -count 6 ./idempotency
+func BenchmarkGate(b *testing.B) {
+	store := &instantStore{outcome: idempotency.Outcome{
+		State:  idempotency.Completed,
+		Record: &idempotency.Record{State: idempotency.Completed, Response: &idempotency.Response{Type: idempotency.TypeNone}},
+	}}
+	client, err := idempotency.NewClient(store, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	call := func(b *testing.B, params idempotency.Params) {
+		b.Helper()
+		_, err := idempotency.Do(b.Context(), client, params, func(context.Context, *memstore.Tx) (idempotency.None, error) {
+			return idempotency.None{}, nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	for name, wait := range map[string]time.Duration{"passed by": idempotency.NoWait, "alone": time.Minute} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				call(b, waiting(wait))
+			}
+		})
+	}
 }

@@ -17,9 +17,15 @@ const MaxKeyLength = 255
 // Key names one operation. The same ID in two scopes is two keys, so one tenant
 // never sees another's answer. A Key is comparable.
 //
-// Both parts are 1 to 255 bytes of UTF-8 without NUL. Printed with any verb of
-// package fmt, or logged with slog, a Key is a short hash: the text itself can
-// be a secret of the client's.
+// Both parts are 1 to 255 bytes of UTF-8 without NUL. Printed with package fmt,
+// logged with slog or written by encoding/json, a Key is a short hash: the text
+// itself can be a secret of the client's. The hash finds the lines of one key in
+// a log. It hides only what cannot be guessed: an ID like order-48151 is found by
+// hashing every number. Config.KeySecret is for those who need more.
+//
+// fmt does not ask a type how to print what is in an unexported field, nor what
+// is behind a pointer that it prints by a verb that does not fit, as %s of a
+// struct with a *Params in it. There a Key is printed as it is.
 type Key struct {
 	// Scope is who and what the key belongs to: the authenticated tenant and
 	// the operation's name, "tenant-7/charge". It must not come from the
@@ -29,10 +35,24 @@ type Key struct {
 	ID string
 }
 
-// String returns the short hash that stands for the key in errors and logs.
+// Digest returns the SHA-256 of Scope and ID, each behind its length in eight
+// bytes, big-endian. Stores derive from it what must be short and must not tell
+// the key: pgxstore makes its advisory lock of the first eight bytes, and String
+// prints the same eight.
+func (k Key) Digest() [sha256.Size]byte {
+	var buf [2 * (8 + MaxKeyLength)]byte // what a valid key needs, on the stack
+	return sha256.Sum256(appendParts(buf[:0], k.Scope, k.ID))
+}
+
+// String returns the short hash that stands for the key in errors and logs:
+// "key:" and the first eight bytes of Digest in hexadecimal.
 func (k Key) String() string {
-	sum := sha256.Sum256(appendParts(nil, k.Scope, k.ID))
-	return "key:" + hex.EncodeToString(sum[:6])
+	const prefix = "key:"
+	digest := k.Digest()
+	var text [len(prefix) + 16]byte
+	copy(text[:], prefix)
+	hex.Encode(text[len(prefix):], digest[:8])
+	return string(text[:])
 }
 
 // Format prints String for every verb, so that %v, %+v and %#v of a struct that
@@ -44,6 +64,16 @@ func (k Key) Format(state fmt.State, _ rune) {
 
 // LogValue returns String for slog.
 func (k Key) LogValue() slog.Value { return slog.StringValue(k.String()) }
+
+// MarshalText returns String, which is what encoding/json then writes for a Key,
+// also as the key of a map. It cannot be read back.
+func (k Key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText returns a *ParamError: what MarshalText writes does not hold the
+// key. Who keeps keys stores Scope and ID in fields of their own.
+func (k *Key) UnmarshalText([]byte) error {
+	return &ParamError{Field: "Key", Reason: "is written as a hash and cannot be read back; store Scope and ID instead"}
+}
 
 // Validate returns a *ParamError for a key that no store could keep. Stores call
 // it before anything else.

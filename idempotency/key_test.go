@@ -2,6 +2,7 @@ package idempotency_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"regexp"
@@ -15,8 +16,8 @@ import (
 func TestKeyPrintsAHash(t *testing.T) {
 	t.Parallel()
 	key := idempotency.Key{Scope: "SECRET-scope", ID: "SECRET-id"}
-	if got, want := key.String(), fmt.Sprint(key); got != want || !strings.HasPrefix(got, "key:") || len(got) != len("key:")+12 {
-		t.Errorf("String() = %q, Sprint = %q; want both \"key:\" and 12 hexadecimal digits", got, want)
+	if got, want := key.String(), fmt.Sprint(key); got != want || !strings.HasPrefix(got, "key:") || len(got) != len("key:")+16 {
+		t.Errorf("String() = %q, Sprint = %q; want both \"key:\" and 16 hexadecimal digits", got, want)
 	}
 	holders := []any{
 		key, &key,
@@ -55,6 +56,27 @@ func TestKeyPrintsAHash(t *testing.T) {
 	}
 }
 
+// The digits in a log are those of the advisory lock, so the digest is pinned.
+func TestKeyPrintsItsDigest(t *testing.T) {
+	t.Parallel()
+	key := idempotency.Key{Scope: "a", ID: "bc"}
+	want := sha256.Sum256([]byte("\x00\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x00\x00\x00\x00\x00\x02bc"))
+	if got := key.Digest(); got != want {
+		t.Errorf("Digest() = %x, want %x", got, want)
+	}
+	if got := key.String(); got != fmt.Sprintf("key:%x", want[:8]) {
+		t.Errorf("String() = %q, want the first eight bytes of %x", got, want)
+	}
+}
+
+// Every call of a store asks for it.
+func TestKeyDigestDoesNotAllocate(t *testing.T) { //nolint:paralleltest // AllocsPerRun counts for the whole process.
+	key := idempotency.Key{Scope: strings.Repeat("s", idempotency.MaxKeyLength), ID: strings.Repeat("i", idempotency.MaxKeyLength)}
+	if allocated := testing.AllocsPerRun(100, func() { _ = key.Digest() }); allocated != 0 {
+		t.Errorf("%v allocations, want none", allocated)
+	}
+}
+
 func TestKeyHashTellsKeysApart(t *testing.T) {
 	t.Parallel()
 	a := idempotency.Key{Scope: "a", ID: "bc"}
@@ -65,7 +87,7 @@ func TestKeyHashTellsKeysApart(t *testing.T) {
 }
 
 var (
-	keyHash      = regexp.MustCompile(`^key:[0-9a-f]{12}$`)
+	keyHash      = regexp.MustCompile(`^key:[0-9a-f]{16}$`)
 	keyComplaint = regexp.MustCompile(`^idempotency: invalid parameter: Key\.(Scope|ID) (is empty|has \d+ bytes; the limit is 255|is not valid UTF-8|contains a NUL byte)$`)
 )
 

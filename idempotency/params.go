@@ -1,6 +1,7 @@
 package idempotency
 
 import (
+	"fmt"
 	"log/slog"
 	"time"
 )
@@ -15,11 +16,13 @@ type Params struct {
 	Key Key
 	// Fingerprint digests the request; required. See FingerprintOf and
 	// NoFingerprint.
-	Fingerprint Fingerprint
+	Fingerprint Fingerprint `json:"-"`
 	// TTL is how long the recorded answer replays, counted from completion by
 	// the store's clock. It must exceed the longest time over which a client
-	// retries: after it the key is free and the operation runs again.
-	// Defaults to Config.TTL.
+	// retries: after it the key is free and the operation runs again. It must
+	// also be far longer than a call. An answer that expires, and is swept,
+	// while another call runs the operation no longer undoes what that call did.
+	// At least a microsecond. Defaults to Config.TTL.
 	TTL time.Duration
 	// Wait bounds how long a call waits for another holder of the key. Do
 	// defaults to Config.Wait. DoTx and TxClient.Begin, which would wait on the
@@ -39,10 +42,22 @@ func (p *Params) validate() error {
 	if err := p.Fingerprint.validate(); err != nil {
 		return err
 	}
-	if p.TTL < 0 {
-		return &ParamError{Field: "TTL", Reason: "is negative"}
+	if p.TTL != 0 { // Config.TTL
+		if err := validateTTL("TTL", p.TTL); err != nil {
+			return err
+		}
 	}
 	return validateWait("Wait", p.Wait)
+}
+
+// validateTTL refuses what is not positive, and what a store that keeps
+// microseconds, as PostgreSQL does, would take for zero: an answer that never
+// replays.
+func validateTTL(field string, ttl time.Duration) error {
+	if ttl < time.Microsecond {
+		return &ParamError{Field: field, Reason: fmt.Sprintf("is %s; it must be at least a microsecond, and far longer than a call", ttl)}
+	}
+	return nil
 }
 
 func validateWait(field string, wait time.Duration) error {

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -78,12 +79,14 @@ func (id ClaimID) String() string { return hex.EncodeToString(id[:]) }
 
 // Claim is a hold on a key, made by Begin and ended by Complete.
 type Claim struct {
+	// Key is the key as the store has it: see Config.KeySecret.
 	Key Key
 	ID  ClaimID
 	// Attempt is 1 for a key's first claim and grows when a lease that ended
 	// without completion is taken over.
 	Attempt int
-	// TTL is how long the answer will replay once completed.
+	// TTL is how long the answer will replay once completed. At least a
+	// microsecond.
 	TTL time.Duration
 	// LockedUntil is the end of the lease by the store's clock. It is zero for a
 	// claim inside a transaction, which ends with the transaction.
@@ -94,13 +97,40 @@ type Claim struct {
 	Deadline time.Time
 }
 
+// Validate returns a *KeyError that is ErrNotClaimed for a claim that no Begin
+// returned. Stores call it in Extend and Release before anything else.
+func (c *Claim) Validate() error {
+	if c == nil {
+		return &KeyError{Err: ErrNotClaimed}
+	}
+	if c.ID == (ClaimID{}) {
+		return &KeyError{Key: c.Key, Err: ErrNotClaimed}
+	}
+	return nil
+}
+
+// ValidateComplete is Validate for Complete, and returns a *ParamError for a
+// claim without a TTL, whose answer would never replay. Who carries a claim to
+// another process carries its TTL too.
+func (c *Claim) ValidateComplete() error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	return validateTTL("Claim.TTL", c.TTL)
+}
+
 // LogValue returns, for slog, the hash of the key and the attempt.
 func (c *Claim) LogValue() slog.Value {
 	return slog.GroupValue(slog.Any("key", c.Key), slog.Int("attempt", c.Attempt))
 }
 
 // Record is what a store knows about a key.
+//
+// In JSON, which is what slog's JSONHandler writes for a Record inside a struct of
+// the caller's, it has the hash of its key and neither fingerprint nor response,
+// and it cannot be read back.
 type Record struct {
+	// Key is the key as the store has it: see Config.KeySecret.
 	Key Key
 	// State is InProgress or Completed.
 	State State
@@ -108,9 +138,9 @@ type Record struct {
 	ClaimID ClaimID
 	// Attempt is the number of that claim, from 1.
 	Attempt     int
-	Fingerprint Fingerprint
+	Fingerprint Fingerprint `json:"-"`
 	// Response is nil until the key is completed.
-	Response *Response
+	Response *Response `json:"-"`
 	// CreatedAt is when the row was written for this claim, UpdatedAt when it
 	// last changed. Do writes the finished row once, so there they are equal.
 	CreatedAt time.Time
@@ -119,6 +149,25 @@ type Record struct {
 	LockedUntil time.Time
 	// ExpiresAt is when the answer stops replaying; zero until completed.
 	ExpiresAt time.Time
+}
+
+// clone returns a copy that shares nothing with r.
+func (r *Record) clone() *Record {
+	cloned := r.share()
+	if r.Response != nil {
+		cloned.Response.Body = slices.Clone(r.Response.Body)
+	}
+	return cloned
+}
+
+// share returns a copy that shares the bytes of the answer with r.
+func (r *Record) share() *Record {
+	shared := *r
+	if r.Response != nil {
+		response := *r.Response
+		shared.Response = &response
+	}
+	return &shared
 }
 
 // LogValue returns, for slog, the record without its key, fingerprint and body.

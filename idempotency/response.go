@@ -23,6 +23,9 @@ const (
 const maxResponseTypeLength = 255
 
 // Response is the answer of an operation, as it is recorded and replayed.
+//
+// fmt and slog print its type and size. encoding/json writes the body: leave a
+// Response out of a struct that slog's JSONHandler is to log.
 type Response struct {
 	// Type says what Body is: "json:pkg.T", "bytes", "none", "error:code". At
 	// most 255 bytes.
@@ -45,7 +48,7 @@ func (r *Response) Validate() error {
 		return &ParamError{Field: "Response.Type", Reason: "is empty; use TypeBytes, TypeNone or a name of your own"}
 	case len(r.Type) > maxResponseTypeLength:
 		return &ParamError{Field: "Response.Type", Reason: fmt.Sprintf("has %d bytes; the limit is %d", len(r.Type), maxResponseTypeLength)}
-	case !utf8.ValidString(r.Type) || strings.IndexByte(r.Type, 0) >= 0:
+	case !isText(r.Type):
 		return &ParamError{Field: "Response.Type", Reason: "is not valid UTF-8 without NUL"}
 	}
 	return nil
@@ -73,3 +76,7 @@ func (r Response) LogValue() slog.Value { return slog.StringValue(r.summary()) }
 func (r Response) summary() string {
 	return fmt.Sprintf("response:%s (%d bytes)", r.Type, len(r.Body))
 }
+
+// isText reports whether every store can keep s as text: valid UTF-8 without NUL,
+// which PostgreSQL refuses.
+func isText(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }

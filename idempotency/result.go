@@ -12,7 +12,9 @@ type Result[T any] struct {
 	Value T
 	// Replayed says that an earlier call ran the operation, not this one.
 	Replayed bool
-	Record   *Record
+	// Record is the caller's own, but for the bytes of Record.Response.Body: calls
+	// of Do that waited for one answer may have them in common. Do not change them.
+	Record *Record
 }
 
 // LogValue returns, for slog, what Record reveals, and not the value.

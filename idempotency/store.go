@@ -2,15 +2,15 @@ package idempotency
 
 import (
 	"context"
-	"fmt"
 	"time"
 )
 
 // BeginParams is one claim, as a store sees it: no defaults are left to fill in.
 type BeginParams struct {
 	Key         Key
-	Fingerprint Fingerprint
-	// TTL is how long the answer replays from completion on; positive.
+	Fingerprint Fingerprint `json:"-"`
+	// TTL is how long the answer replays from completion on: a microsecond or
+	// more.
 	TTL time.Duration
 	// Lease is how long the claim lasts unless it is extended: positive for a
 	// Store's own Begin, zero inside a transaction, which needs no lease.
@@ -59,10 +59,7 @@ func (p *BeginParams) validate() error {
 	if err := p.Fingerprint.validate(); err != nil {
 		return err
 	}
-	if p.TTL <= 0 {
-		return &ParamError{Field: "TTL", Reason: fmt.Sprintf("is %s; it must be positive", p.TTL)}
-	}
-	return nil
+	return validateTTL("TTL", p.TTL)
 }
 
 // Verbs is the contract that every store keeps, and the whole of it for many:
@@ -79,8 +76,9 @@ type Verbs interface {
 	// Complete records the response and returns the record. It is
 	// ErrNotClaimed for a claim that no Begin returned, and ErrClaimLost for
 	// one that is not, or no longer, the key's: completed before, released,
-	// taken over, rolled back. Nothing changes then, and inside a transaction
-	// the transaction cannot commit any more.
+	// taken over, rolled back. A claim without a TTL is a *ParamError. Nothing
+	// changes then, and inside a transaction the transaction cannot commit any
+	// more: what it did may be the work of a lease that would be done again.
 	Complete(ctx context.Context, claim *Claim, response *Response) (*Record, error)
 	// Get returns the record, or ErrNotFound where there is none or it has
 	// expired. A claim of another open transaction cannot be seen. One that was
@@ -110,6 +108,16 @@ type PerCallerStore interface {
 	// one key then ask the store themselves, one after the other, instead of
 	// sharing an answer.
 	PerCaller() bool
+}
+
+// NamespaceStore is what a PerCallerStore also is where the context decides even
+// in which table a key is, as with a schema for each tenant.
+type NamespaceStore interface {
+	PerCallerStore
+	// Namespace returns a name for that table, the same for all calls that use
+	// the same one. Only calls of one name and one key wait for each other in
+	// memory. Its error fails the call before the store is asked.
+	Namespace(ctx context.Context) (string, error)
 }
 
 // TxStore is a Store that can also hold keys by a transaction of type TTx: the

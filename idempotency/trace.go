@@ -28,9 +28,10 @@ type Tracer interface {
 // TraceStartData is what a Tracer learns at the beginning of a call.
 type TraceStartData struct {
 	Operation Operation
-	// Key prints as a hash. Its Scope and ID are for the tracer's own use: as a
-	// metric label they would be without bound, and they may be secrets. It is
-	// zero for BeginMany and Batch.Complete, which are one call for many keys.
+	// Key is the key as the store has it, and prints as a hash. Its Scope and ID
+	// are for the tracer's own use: as a metric label they would be without bound,
+	// and they may be secrets, which Config.KeySecret keeps from it. It is zero
+	// for BeginMany and Batch.Complete, which are one call for many keys.
 	Key Key
 }
 
@@ -38,12 +39,13 @@ type TraceStartData struct {
 type TraceEndData struct {
 	Operation Operation
 	// State is where the key stands: New after a Begin that claimed it,
-	// Completed after Do. It is zero where the call did not find out, and after
-	// BeginMany, where every key has its own.
+	// Completed after Do. It is zero where the call did not find out or did not
+	// return, and after BeginMany, where every key has its own.
 	State State
 	// Replayed says that the answer is an earlier call's.
 	Replayed bool
-	// Err is what the call returns; a *FinalError for a recorded error.
+	// Err is what the call returns; a *FinalError for a recorded error, and
+	// ErrNotReturned where the function panicked or called runtime.Goexit.
 	Err error
 }
 

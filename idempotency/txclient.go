@@ -22,13 +22,13 @@ func (c *TxClient) Begin(ctx context.Context, params Params) (outcome *Outcome, 
 	if err != nil {
 		return nil, err
 	}
-	ctx, end := c.config.trace(ctx, OperationBegin, params.Key)
+	ctx, end := c.config.trace(ctx, OperationBegin, begin.Key)
 	defer func() { end(outcomeState(outcome), false, err) }()
 
-	if err := c.config.checkNesting(ctx, params.Key); err != nil {
+	if err := c.config.checkNesting(ctx, begin.Key); err != nil {
 		return nil, err
 	}
-	outcome, err = waitWhileInProgress(ctx, params.Key, params.waitOr(NoWait), func() (*Outcome, error) {
+	outcome, err = waitWhileInProgress(ctx, begin.Key, params.waitOr(NoWait), func() (*Outcome, error) {
 		return c.verbs.Begin(ctx, begin)
 	})
 	waited, ok := err.(*InProgressError) //nolint:errorlint // waitWhileInProgress does not wrap it.
@@ -40,8 +40,8 @@ func (c *TxClient) Begin(ctx context.Context, params Params) (outcome *Outcome, 
 }
 
 // Complete records the response as part of the transaction. A claim that is not
-// held is ErrClaimLost, or ErrNotClaimed where it came from no Begin, and the
-// transaction cannot commit any more.
+// held is ErrClaimLost, one that came from no Begin is ErrNotClaimed, and one
+// without a TTL is a *ParamError; the transaction cannot commit any more.
 func (c *TxClient) Complete(ctx context.Context, claim *Claim, response *Response) (record *Record, err error) {
 	if err := response.validateSize(c.config.MaxResponseSize); err != nil {
 		return nil, err
@@ -60,6 +60,7 @@ func (c *TxClient) Get(ctx context.Context, key Key) (record *Record, err error)
 	if err := key.Validate(); err != nil {
 		return nil, err
 	}
+	key = c.config.storedKey(key)
 	ctx, end := c.config.trace(ctx, OperationGet, key)
 	defer func() { end(stateOf(record), false, err) }()
 	return c.verbs.Get(ctx, key)

@@ -1,5 +1,24 @@
 -- +goose Up
 
+-- What is true of one column is said by its type. PostgreSQL reads the text of
+-- a table's CHECK again for each statement, and that of a domain once for each
+-- connection.
+
+-- COLLATE "C" compares bytes. Under another collation an upgrade of the
+-- operating system can reorder the unique index and let a duplicate in.
+CREATE DOMAIN idempotency_name AS text COLLATE "C"
+    CONSTRAINT idempotency_name_length CHECK (octet_length(VALUE) BETWEEN 1 AND 255);
+
+CREATE DOMAIN idempotency_fingerprint AS bytea
+    CONSTRAINT idempotency_fingerprint_length CHECK (octet_length(VALUE) BETWEEN 1 AND 65);
+
+CREATE DOMAIN idempotency_attempt AS integer
+    CONSTRAINT idempotency_attempt_positive CHECK (VALUE > 0);
+
+-- A program's clock has no infinity.
+CREATE DOMAIN idempotency_end AS timestamptz
+    CONSTRAINT idempotency_end_finite CHECK (isfinite(VALUE));
+
 -- A row can never exist here. A row of idempotency_keys that was begun but not
 -- completed refers to it, so the transaction that holds such a row cannot
 -- commit: see idempotency_keys_completed_before_commit below.
@@ -13,41 +32,30 @@ COMMENT ON TABLE idempotency_unfinished IS
     'Always empty: its foreign key keeps a transaction that began an idempotency key and did not complete it from committing.';
 
 CREATE TABLE idempotency_keys (
-    -- COLLATE "C" compares bytes. Under another collation an upgrade of the
-    -- operating system can reorder the unique index and let a duplicate in.
-    scope text COLLATE "C" NOT NULL,
-    id text COLLATE "C" NOT NULL,
-    -- 1 in progress, 2 completed.
-    status smallint NOT NULL,
+    scope idempotency_name NOT NULL,
+    id idempotency_name NOT NULL,
     -- Random for every claim. Completion compares it, so a superseded holder
     -- cannot complete; a number from a sequence could repeat after a failover.
     claim_id uuid NOT NULL,
-    attempt integer NOT NULL,
+    attempt idempotency_attempt NOT NULL,
     -- A version byte and a digest of the request. Never the request itself.
-    fingerprint bytea NOT NULL,
+    fingerprint idempotency_fingerprint NOT NULL,
     -- bytea because jsonb changes bytes: replays must equal the first answer.
     response bytea,
-    response_type text COLLATE "C",
+    response_type idempotency_name,
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
-    -- Set only while a lease holds the key.
-    locked_until timestamptz,
-    -- Set at completion. An in-progress key never expires.
-    expires_at timestamptz,
-    -- 1 while begun inside a transaction that has not completed it yet.
+    -- The state of the key is which one of the next three is set.
+    -- Completed: when the answer stops replaying. A key in progress never expires.
+    expires_at idempotency_end,
+    -- In progress under a lease: when the lease ends.
+    locked_until idempotency_end,
+    -- In progress inside the transaction that began it: 1.
     unfinished smallint,
     -- scope first, so that the table can be distributed by scope.
     CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, id),
-    CONSTRAINT idempotency_keys_scope_length CHECK (octet_length(scope) BETWEEN 1 AND 255),
-    CONSTRAINT idempotency_keys_id_length CHECK (octet_length(id) BETWEEN 1 AND 255),
-    CONSTRAINT idempotency_keys_status_known CHECK (status IN (1, 2)),
-    CONSTRAINT idempotency_keys_attempt_positive CHECK (attempt > 0),
-    CONSTRAINT idempotency_keys_fingerprint_length CHECK (octet_length(fingerprint) BETWEEN 1 AND 65),
-    CONSTRAINT idempotency_keys_response_type_length CHECK (octet_length(response_type) BETWEEN 1 AND 255),
-    CONSTRAINT idempotency_keys_completed_has_response CHECK ((status = 2) = (response_type IS NOT NULL)),
-    CONSTRAINT idempotency_keys_completed_has_expiry CHECK ((status = 2) = (expires_at IS NOT NULL)),
-    CONSTRAINT idempotency_keys_lease_is_in_progress CHECK (status = 1 OR locked_until IS NULL),
-    CONSTRAINT idempotency_keys_unfinished_without_lease CHECK ((status = 1 AND locked_until IS NULL) = (unfinished IS NOT NULL)),
+    CONSTRAINT idempotency_keys_one_state CHECK (num_nonnulls(expires_at, locked_until, unfinished) = 1),
+    CONSTRAINT idempotency_keys_completed_has_response CHECK ((expires_at IS NULL) = (response_type IS NULL)),
     CONSTRAINT idempotency_keys_completed_before_commit FOREIGN KEY (unfinished)
         REFERENCES idempotency_unfinished (id)
         DEFERRABLE INITIALLY DEFERRED
@@ -64,3 +72,7 @@ CREATE INDEX idempotency_keys_expires_at_idx ON idempotency_keys (expires_at)
 -- +goose Down
 DROP TABLE idempotency_keys;
 DROP TABLE idempotency_unfinished;
+DROP DOMAIN idempotency_name;
+DROP DOMAIN idempotency_fingerprint;
+DROP DOMAIN idempotency_attempt;
+DROP DOMAIN idempotency_end;

@@ -1,31 +1,50 @@
 -- The protocol that these statements serve is in docs/design.md, part "What the
 -- database does". Time is the database's, per statement: now() would be the
 -- start of the transaction, long before a claim that waited.
+--
+-- The state of a row is which one of expires_at (completed), locked_until
+-- (leased) and unfinished (begun in a transaction) is set.
+--
+-- Where a statement must fail on purpose, so that the server skips what is
+-- behind it in the same flight, it casts a text that is no number (22P02), which
+-- says why, or divides by zero (22012).
 
 -- name: KeyTryLock :one
 -- A hint that saves waiting and wasted work, never the truth. The table's oid
 -- keeps apart the tables of two schemas, wherever search_path finds this one.
--- Whether a write can follow is told before the work is done. The claim id is
--- left with this transaction, so that KeyInsertCompleted and
--- KeyReplaceCompleted can tell that it is still the same one. It is appended,
--- for a Run inside the transaction of another.
+-- Whether a write can follow is told before the work is done. A temporary table
+-- of that name would end with the session, and its keys with it.
+--
+-- The claim id, the table and the lock are left with this transaction, so that
+-- KeyInsertCompleted and KeyReplaceCompleted can tell that it is still the same
+-- one and finds the same table, and KeyClaim that the key is this transaction's
+-- own. They are appended, for a Run inside the transaction of another.
 SELECT
     pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,
     current_setting('transaction_read_only')::boolean AS read_only,
-    set_config(
+    (current_setting('transaction_isolation') = 'serializable')::boolean AS serializable,
+    (CASE WHEN pg_my_temp_schema() = 0 THEN false ELSE EXISTS (
+        SELECT
+        FROM pg_catalog.pg_class
+        WHERE oid = 'idempotency_keys'::regclass
+            AND relnamespace = pg_my_temp_schema()
+    ) END)::boolean AS temporary,
+    (set_config(
         'samecommit.claim_ids',
-        concat(current_setting('samecommit.claim_ids', true), ' ', @claim_id::uuid),
+        concat(
+            current_setting('samecommit.claim_ids', true),
+            @claim_id::uuid, ':', 'idempotency_keys'::regclass::oid, ':', @lock_id::bigint, ';'
+        ),
         true
-    ) AS claim_ids,
-    set_config(
+    ) IS NOT NULL)::boolean AS marked,
+    (set_config(
         'idle_in_transaction_session_timeout',
         coalesce(sqlc.narg('idle_timeout')::text, current_setting('idle_in_transaction_session_timeout')),
         true
-    ) AS idle_timeout;
+    ) IS NOT NULL)::boolean AS bounded;
 
 -- name: KeyGet :one
 SELECT
-    status,
     claim_id,
     attempt,
     fingerprint,
@@ -33,108 +52,123 @@ SELECT
     response_type,
     created_at,
     updated_at,
-    locked_until,
     expires_at,
+    locked_until,
     unfinished,
     statement_timestamp()::timestamptz AS read_at
 FROM idempotency_keys
-WHERE scope = @scope
-    AND id = @id;
+WHERE scope = @scope::text
+    AND id = @id::text;
 
 -- name: KeyInsertCompleted :one
 -- No ON CONFLICT: the loser of a race must raise (23505), so that the server
--- skips the COMMIT behind this statement. A status that is no number (22P02)
--- means that the transaction which did the work has already ended.
-INSERT INTO idempotency_keys (
-    scope,
-    id,
-    status,
-    claim_id,
-    attempt,
-    fingerprint,
-    response,
-    response_type,
-    created_at,
-    updated_at,
-    expires_at
-) VALUES (
-    @scope,
-    @id,
-    CAST(CASE WHEN strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text) > 0
-        THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),
-    @claim_id,
-    1,
-    @fingerprint,
-    @response,
-    @response_type::text,
-    statement_timestamp(),
-    statement_timestamp(),
-    statement_timestamp() + @ttl::interval
+-- skips the COMMIT behind this statement. So must a trigger that keeps the row
+-- from being written, which is no error by itself.
+WITH written AS (
+    INSERT INTO idempotency_keys (
+        scope,
+        id,
+        claim_id,
+        attempt,
+        fingerprint,
+        response,
+        response_type,
+        created_at,
+        updated_at,
+        expires_at
+    ) VALUES (
+        @scope::text,
+        @id::text,
+        @claim_id::uuid,
+        CAST(CASE
+            WHEN strpos(current_setting('samecommit.claim_ids', true), concat(@claim_id::uuid, ':', 'idempotency_keys'::regclass::oid, ':')) > 0 THEN '1'
+            WHEN strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text) > 0 THEN 'search_path finds another table than when the work began'
+            ELSE 'the transaction that did the work has ended'
+        END AS integer),
+        @fingerprint::bytea,
+        @response::bytea,
+        @response_type::text,
+        statement_timestamp(),
+        statement_timestamp(),
+        statement_timestamp() + @ttl::interval
+    )
+    RETURNING
+        created_at,
+        expires_at
 )
-RETURNING
-    created_at,
-    updated_at,
-    expires_at::timestamptz AS expires_at;
+
+SELECT
+    CAST(CASE count(*) WHEN 1 THEN '1' ELSE 'a trigger or rule kept the row from being written' END AS integer) AS written,
+    coalesce(max(created_at), '-infinity')::timestamptz AS created_at,
+    coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
+FROM written;
 
 -- name: KeyReplaceCompleted :one
 -- The row that was seen had expired, or its lease had. If it has changed since,
--- the division by zero (22012) makes the server skip the COMMIT behind this
--- statement. claim_id alone would not do: completion and extension keep it.
-INSERT INTO idempotency_keys AS k (
-    scope,
-    id,
-    status,
-    claim_id,
-    attempt,
-    fingerprint,
-    response,
-    response_type,
-    created_at,
-    updated_at,
-    expires_at
-) VALUES (
-    @scope,
-    @id,
-    CAST(CASE WHEN strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text) > 0
-        THEN '2' ELSE 'the transaction that did the work has ended' END AS smallint),
-    @claim_id,
-    @attempt,
-    @fingerprint,
-    @response,
-    @response_type::text,
-    statement_timestamp(),
-    statement_timestamp(),
-    statement_timestamp() + @ttl::interval
+-- the division by zero makes the server skip the COMMIT behind this statement.
+-- claim_id alone would not do: completion and extension keep it.
+WITH written AS (
+    INSERT INTO idempotency_keys AS k (
+        scope,
+        id,
+        claim_id,
+        attempt,
+        fingerprint,
+        response,
+        response_type,
+        created_at,
+        updated_at,
+        expires_at
+    ) VALUES (
+        @scope::text,
+        @id::text,
+        @claim_id::uuid,
+        CAST(CASE
+            WHEN strpos(current_setting('samecommit.claim_ids', true), concat(@claim_id::uuid, ':', 'idempotency_keys'::regclass::oid, ':')) > 0 THEN (@attempt::integer)::text
+            WHEN strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text) > 0 THEN 'search_path finds another table than when the work began'
+            ELSE 'the transaction that did the work has ended'
+        END AS integer),
+        @fingerprint::bytea,
+        @response::bytea,
+        @response_type::text,
+        statement_timestamp(),
+        statement_timestamp(),
+        statement_timestamp() + @ttl::interval
+    )
+    ON CONFLICT (scope, id) DO UPDATE SET
+        claim_id = EXCLUDED.claim_id,
+        attempt = EXCLUDED.attempt / CASE
+            WHEN k.claim_id = @seen_claim_id::uuid
+                AND k.expires_at IS NOT DISTINCT FROM sqlc.narg('seen_expires_at')::timestamptz
+                AND k.locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz
+            THEN 1 ELSE 0 END,
+        fingerprint = EXCLUDED.fingerprint,
+        response = EXCLUDED.response,
+        response_type = EXCLUDED.response_type,
+        created_at = EXCLUDED.created_at,
+        updated_at = EXCLUDED.updated_at,
+        expires_at = EXCLUDED.expires_at,
+        locked_until = NULL,
+        unfinished = NULL
+    RETURNING
+        created_at,
+        expires_at
 )
-ON CONFLICT (scope, id) DO UPDATE SET
-    status = EXCLUDED.status / CASE
-        WHEN k.claim_id = @seen_claim_id::uuid
-            AND k.status = @seen_status::smallint
-            AND k.locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz
-        THEN 1 ELSE 0 END,
-    claim_id = EXCLUDED.claim_id,
-    attempt = EXCLUDED.attempt,
-    fingerprint = EXCLUDED.fingerprint,
-    response = EXCLUDED.response,
-    response_type = EXCLUDED.response_type,
-    created_at = EXCLUDED.created_at,
-    updated_at = EXCLUDED.updated_at,
-    locked_until = NULL,
-    expires_at = EXCLUDED.expires_at,
-    unfinished = NULL
-RETURNING
-    created_at,
-    updated_at,
-    expires_at::timestamptz AS expires_at;
+
+SELECT
+    CAST(CASE count(*) WHEN 1 THEN '1' ELSE 'a trigger or rule kept the row from being written' END AS integer) AS written,
+    coalesce(max(created_at), '-infinity')::timestamptz AS created_at,
+    coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
+FROM written;
 
 -- name: KeyClaim :one
 -- Claims a key that has no row. The lock is tried only where no row is visible:
 -- otherwise a bystander's open transaction would pin the key. No row back means
--- that a row is there, or that another transaction is at work.
+-- that a row is there, or that another transaction is at work. Inside a Run of
+-- the same key it raises: the lock would not tell, as it is this session's own.
 INSERT INTO idempotency_keys (
     scope,
     id,
-    status,
     claim_id,
     attempt,
     fingerprint,
@@ -144,9 +178,8 @@ INSERT INTO idempotency_keys (
     unfinished
 )
 SELECT
-    @scope,
-    @id,
-    1,
+    @scope::text,
+    @id::text,
     @claim_id::uuid,
     1,
     @fingerprint::bytea,
@@ -155,14 +188,14 @@ SELECT
     statement_timestamp() + sqlc.narg('lease')::interval,
     CASE WHEN sqlc.narg('lease')::interval IS NULL THEN 1 END
 WHERE CASE
-    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = @scope AND k.id = @id) THEN false
+    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = @scope::text AND k.id = @id::text) THEN false
+    WHEN strpos(current_setting('samecommit.claim_ids', true), concat(':', @lock_id::bigint, ';')) > 0
+        THEN CAST(concat('this transaction already runs under the key', @lock_id::bigint) AS boolean)
     ELSE pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint)
 END
 ON CONFLICT (scope, id) DO NOTHING
 RETURNING
     attempt,
-    created_at,
-    updated_at,
     locked_until;
 
 -- name: KeyReclaim :one
@@ -170,46 +203,45 @@ RETURNING
 -- means that the row has changed since, or that another transaction holds it.
 UPDATE idempotency_keys
 SET
-    status = 1,
     claim_id = @claim_id::uuid,
-    attempt = CASE WHEN status = 1 THEN attempt + 1 ELSE 1 END,
+    attempt = CASE WHEN expires_at IS NULL THEN attempt + 1 ELSE 1 END,
     fingerprint = @fingerprint::bytea,
     response = NULL,
     response_type = NULL,
     created_at = statement_timestamp(),
     updated_at = statement_timestamp(),
-    locked_until = statement_timestamp() + sqlc.narg('lease')::interval,
     expires_at = NULL,
+    locked_until = statement_timestamp() + sqlc.narg('lease')::interval,
     unfinished = CASE WHEN sqlc.narg('lease')::interval IS NULL THEN 1 END
-WHERE scope = @scope
-    AND id = @id
+WHERE scope = @scope::text
+    AND id = @id::text
     AND claim_id = @seen_claim_id::uuid
-    AND status = @seen_status::smallint
+    AND expires_at IS NOT DISTINCT FROM sqlc.narg('seen_expires_at')::timestamptz
     AND locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz
     AND pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint)
 RETURNING
     attempt,
-    created_at,
-    updated_at,
     locked_until;
 
 -- name: KeyComplete :one
--- A claim that is no longer held divides by zero (22012), which aborts the
--- transaction: a caller that ignores the error cannot commit the effect alone.
+-- A claim that is no longer held divides by zero, which aborts the transaction:
+-- a caller that ignores the error cannot commit the effect alone. The hint is
+-- taken too, whether or not it is to be had: until a transaction that completes
+-- a lease has ended, others would wait for its row.
 WITH completed AS (
     UPDATE idempotency_keys
     SET
-        status = 2,
-        response = @response,
+        response = @response::bytea,
         response_type = @response_type::text,
         updated_at = statement_timestamp(),
-        locked_until = NULL,
         expires_at = statement_timestamp() + @ttl::interval,
+        locked_until = NULL,
         unfinished = NULL
-    WHERE scope = @scope
-        AND id = @id
-        AND claim_id = @claim_id
-        AND status = 1
+    WHERE scope = @scope::text
+        AND id = @id::text
+        AND claim_id = @claim_id::uuid
+        AND expires_at IS NULL
+        AND pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) IS NOT NULL
     RETURNING
         attempt,
         fingerprint,
@@ -217,6 +249,7 @@ WITH completed AS (
         updated_at,
         expires_at
 )
+
 SELECT
     (1 / count(*))::integer AS completed,
     coalesce(max(attempt), 0)::integer AS attempt,
@@ -226,24 +259,27 @@ SELECT
     coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
 FROM completed;
 
+-- name: Abort :exec
+-- For a completion that was never sent, as its context had ended: the transaction
+-- must not commit without it.
+SELECT 1 / 0;
+
 -- name: KeyExtend :one
 UPDATE idempotency_keys
 SET
     updated_at = statement_timestamp(),
     locked_until = statement_timestamp() + @lease::interval
-WHERE scope = @scope
-    AND id = @id
-    AND claim_id = @claim_id
-    AND status = 1
+WHERE scope = @scope::text
+    AND id = @id::text
+    AND claim_id = @claim_id::uuid
     AND locked_until IS NOT NULL
 RETURNING locked_until;
 
 -- name: KeyRelease :execrows
 DELETE FROM idempotency_keys
-WHERE scope = @scope
-    AND id = @id
-    AND claim_id = @claim_id
-    AND status = 1
+WHERE scope = @scope::text
+    AND id = @id::text
+    AND claim_id = @claim_id::uuid
     AND locked_until IS NOT NULL;
 
 -- name: KeyIsOwn :one
@@ -265,38 +301,69 @@ SELECT (
     )
 )::boolean AS own;
 
--- name: KeyDeleteExpired :execrows
--- SKIP LOCKED: a row that somebody is claiming again is not waited for. In a
--- WITH, because a subquery could be run once per row and so exceed its LIMIT.
--- The condition is repeated outside, where the row is read again under its lock.
-WITH expired AS MATERIALIZED (
-    SELECT
-        scope,
-        id
-    FROM idempotency_keys
-    WHERE status = 2
+-- name: PlanByIndex :exec
+-- Goes before a statement about many rows, in one flight. Its plan, made while
+-- the table was small, may be kept while the table grows: one that reads the
+-- whole table is therefore never made, nor one that reads and sorts all that has
+-- expired. PlanAsBefore follows, for the statements of the caller's own.
+SELECT
+    set_config(
+        'enable_seqscan',
+        CASE WHEN set_config('samecommit.enable_seqscan', current_setting('enable_seqscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_seqscan,
+    set_config(
+        'enable_bitmapscan',
+        CASE WHEN set_config('samecommit.enable_bitmapscan', current_setting('enable_bitmapscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_bitmapscan;
+
+-- name: PlanAsBefore :exec
+SELECT
+    set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true) AS enable_seqscan,
+    set_config('enable_bitmapscan', current_setting('samecommit.enable_bitmapscan'), true) AS enable_bitmapscan;
+
+-- name: KeyDeleteExpired :one
+-- SKIP LOCKED: a row that somebody is claiming again is not waited for. By ctid:
+-- a join could read all that has expired, each time. In an array, because a
+-- subquery could be run once per row and so exceed its LIMIT. The condition is
+-- repeated outside, where the row is read again under its lock.
+--
+-- Deleted rows stay in the index until a vacuum. Reading begins at expired_after,
+-- where the last call ended, so that they are not walked over again.
+WITH deleted AS (
+    DELETE FROM idempotency_keys
+    WHERE ctid = ANY (ARRAY(
+        SELECT k.ctid
+        FROM idempotency_keys AS k
+        WHERE k.expires_at < statement_timestamp()
+            AND k.expires_at >= @expired_after::timestamptz
+        ORDER BY k.expires_at
+        LIMIT @max_rows
+        FOR UPDATE
+        SKIP LOCKED
+    ))
         AND expires_at < statement_timestamp()
-    ORDER BY expires_at
-    LIMIT @max_rows
-    FOR UPDATE
-    SKIP LOCKED
+    RETURNING expires_at
 )
-DELETE FROM idempotency_keys AS k
-USING expired
-WHERE k.scope = expired.scope
-    AND k.id = expired.id
-    AND k.status = 2
-    AND k.expires_at < statement_timestamp();
+
+SELECT
+    count(*)::bigint AS deleted,
+    coalesce(max(expires_at), 'epoch')::timestamptz AS expired_until
+FROM deleted;
 
 -- name: KeyBeginMany :exec
 -- Goes before KeyClaimMany in one savepoint. The claim id is left with the
 -- transaction and, like the rows, given up with a savepoint: so that KeyGetMany
--- knows the batch's own keys. The inner set_config keeps the lock_timeout for
--- KeyClaimedMany, before the outer one replaces it.
+-- knows the batch's own keys. An inner set_config keeps a setting for
+-- KeyClaimedMany, before the outer one replaces it. enable_seqscan is as in
+-- PlanByIndex.
 SELECT
     set_config(
         'samecommit.claim_ids',
-        concat(current_setting('samecommit.claim_ids', true), ' ', @claim_id::uuid),
+        concat(current_setting('samecommit.claim_ids', true), @claim_id::uuid, ';'),
         true
     ) AS claim_ids,
     set_config(
@@ -304,18 +371,24 @@ SELECT
         CASE WHEN set_config('samecommit.lock_timeout', current_setting('lock_timeout'), true) IS NOT NULL
             THEN @lock_timeout::text END,
         true
-    ) AS lock_timeout;
+    ) AS lock_timeout,
+    set_config(
+        'enable_seqscan',
+        CASE WHEN set_config('samecommit.enable_seqscan', current_setting('enable_seqscan'), true) IS NOT NULL
+            THEN 'off' END,
+        true
+    ) AS enable_seqscan;
 
 -- name: KeyClaimMany :execrows
 -- KeyClaim for many keys under one claim id, in ascending order: with ON
 -- CONFLICT it waits for another open transaction that has inserted a key without
 -- taking the hint, and where all wait in one order none waits in a circle.
 -- Without hints of its own, as one lock each would fill the lock table, a batch
--- leaves alone what others hold a hint for.
+-- leaves alone what others hold a hint for. Not EXISTS, which PostgreSQL may
+-- answer by reading the whole table into a hash.
 INSERT INTO idempotency_keys (
     scope,
     id,
-    status,
     claim_id,
     attempt,
     fingerprint,
@@ -326,7 +399,6 @@ INSERT INTO idempotency_keys (
 SELECT
     wanted.scope,
     wanted.id,
-    1,
     @claim_id::uuid,
     1,
     wanted.fingerprint,
@@ -342,7 +414,7 @@ FROM (
         generate_subscripts(@ids::text[], 1) AS place
 ) AS wanted
 WHERE CASE
-    WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN false
+    WHEN (SELECT true FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN false
     WHEN @hints::boolean THEN pg_try_advisory_xact_lock(wanted.lock_id)
     ELSE wanted.lock_id NOT IN (
         SELECT (classid::bigint << 32) | objid::bigint
@@ -357,13 +429,15 @@ ORDER BY wanted.place
 ON CONFLICT (scope, id) DO NOTHING;
 
 -- name: KeyClaimedMany :exec
-SELECT set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true);
+SELECT
+    set_config('lock_timeout', current_setting('samecommit.lock_timeout'), true) AS lock_timeout,
+    set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true) AS enable_seqscan;
 
 -- name: KeyGetMany :many
--- place counts from 1. own is as in KeyIsOwn.
+-- place counts from 1. own is as in KeyIsOwn. Each key is looked up by itself:
+-- a join could read the whole table.
 SELECT
     wanted.place::integer AS place,
-    k.status,
     k.claim_id,
     k.attempt,
     k.fingerprint,
@@ -371,8 +445,8 @@ SELECT
     k.response_type,
     k.created_at,
     k.updated_at,
-    k.locked_until,
     k.expires_at,
+    k.locked_until,
     k.unfinished,
     statement_timestamp()::timestamptz AS read_at,
     (CASE WHEN k.unfinished IS NOT NULL THEN
@@ -393,14 +467,28 @@ FROM (
         unnest(@lock_ids::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
         generate_subscripts(@ids::text[], 1) AS place
 ) AS wanted
-INNER JOIN idempotency_keys AS k
-    ON k.scope = wanted.scope AND k.id = wanted.id;
+CROSS JOIN LATERAL (
+    SELECT
+        claim_id,
+        attempt,
+        fingerprint,
+        response,
+        response_type,
+        created_at,
+        updated_at,
+        expires_at,
+        locked_until,
+        unfinished
+    FROM idempotency_keys
+    WHERE scope = wanted.scope
+        AND id = wanted.id
+    LIMIT 1
+) AS k;
 
 -- name: KeyReclaimMany :execrows
 -- KeyReclaim for many keys under one claim id. It waits for nobody: a row that
 -- another transaction has locked is left alone. The condition is repeated
--- outside, where the row is read again under its lock. No lease is year 1, Go's
--- zero time: arrays of sqlc's have no NULLs.
+-- outside, where the row is read again under its lock.
 WITH seen AS (
     SELECT
         unnest(@scopes::text[]) AS scope,
@@ -408,55 +496,57 @@ WITH seen AS (
         unnest(@fingerprints::bytea[]) AS fingerprint,
         unnest(@lock_ids::bigint[]) # 'idempotency_keys'::regclass::oid::bigint AS lock_id,
         unnest(@seen_claim_ids::uuid[]) AS claim_id,
-        unnest(@seen_statuses::smallint[]) AS status,
-        nullif(unnest(@seen_locked_untils::timestamptz[]), '0001-01-01 00:00:00+00') AS locked_until
+        unnest(@seen_expires_ats::timestamptz[]) AS expires_at,
+        unnest(@seen_locked_untils::timestamptz[]) AS locked_until
 ),
 
 taken AS MATERIALIZED (
     SELECT
-        seen.scope,
-        seen.id,
         seen.fingerprint,
         seen.claim_id,
-        seen.status,
-        seen.locked_until
+        seen.expires_at,
+        seen.locked_until,
+        (ARRAY(
+            SELECT k.ctid
+            FROM idempotency_keys AS k
+            WHERE k.scope = seen.scope
+                AND k.id = seen.id
+                AND CASE
+                    WHEN k.claim_id <> seen.claim_id
+                        OR k.expires_at IS DISTINCT FROM seen.expires_at
+                        OR k.locked_until IS DISTINCT FROM seen.locked_until THEN false
+                    WHEN @hints::boolean THEN pg_try_advisory_xact_lock(seen.lock_id)
+                    ELSE seen.lock_id NOT IN (
+                        SELECT (classid::bigint << 32) | objid::bigint
+                        FROM pg_catalog.pg_locks
+                        WHERE locktype = 'advisory'
+                            AND objsubid = 1
+                            AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                            AND pid IS DISTINCT FROM pg_backend_pid()
+                    )
+                END
+            FOR UPDATE
+            SKIP LOCKED
+        ))[1] AS found
     FROM seen
-    INNER JOIN idempotency_keys AS k
-        ON k.scope = seen.scope AND k.id = seen.id
-    WHERE CASE
-        WHEN k.claim_id <> seen.claim_id OR k.status <> seen.status OR k.locked_until IS DISTINCT FROM seen.locked_until THEN false
-        WHEN @hints::boolean THEN pg_try_advisory_xact_lock(seen.lock_id)
-        ELSE seen.lock_id NOT IN (
-            SELECT (classid::bigint << 32) | objid::bigint
-            FROM pg_catalog.pg_locks
-            WHERE locktype = 'advisory'
-                AND objsubid = 1
-                AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-                AND pid IS DISTINCT FROM pg_backend_pid()
-        )
-    END
-    FOR UPDATE OF k
-    SKIP LOCKED
 )
 
 UPDATE idempotency_keys AS k
 SET
-    status = 1,
     claim_id = @claim_id::uuid,
-    attempt = CASE WHEN k.status = 1 THEN k.attempt + 1 ELSE 1 END,
+    attempt = CASE WHEN k.expires_at IS NULL THEN k.attempt + 1 ELSE 1 END,
     fingerprint = taken.fingerprint,
     response = NULL,
     response_type = NULL,
     created_at = statement_timestamp(),
     updated_at = statement_timestamp(),
-    locked_until = NULL,
     expires_at = NULL,
+    locked_until = NULL,
     unfinished = 1
 FROM taken
-WHERE k.scope = taken.scope
-    AND k.id = taken.id
+WHERE k.ctid = taken.found
     AND k.claim_id = taken.claim_id
-    AND k.status = taken.status
+    AND k.expires_at IS NOT DISTINCT FROM taken.expires_at
     AND k.locked_until IS NOT DISTINCT FROM taken.locked_until;
 
 -- name: KeyCompleteMany :many
@@ -473,23 +563,37 @@ WITH answers AS (
         generate_subscripts(@ids::text[], 1) AS place
 ),
 
+claimed AS MATERIALIZED (
+    SELECT
+        answers.claim_id,
+        answers.response,
+        answers.response_type,
+        answers.ttl,
+        answers.place,
+        (ARRAY(
+            SELECT k.ctid
+            FROM idempotency_keys AS k
+            WHERE k.scope = answers.scope
+                AND k.id = answers.id
+        ))[1] AS found
+    FROM answers
+),
+
 completed AS (
     UPDATE idempotency_keys AS k
     SET
-        status = 2,
-        response = answers.response,
-        response_type = answers.response_type,
+        response = claimed.response,
+        response_type = claimed.response_type,
         updated_at = statement_timestamp(),
+        expires_at = statement_timestamp() + claimed.ttl,
         locked_until = NULL,
-        expires_at = statement_timestamp() + answers.ttl,
         unfinished = NULL
-    FROM answers
-    WHERE k.scope = answers.scope
-        AND k.id = answers.id
-        AND k.claim_id = answers.claim_id
-        AND k.status = 1
+    FROM claimed
+    WHERE k.ctid = claimed.found
+        AND k.claim_id = claimed.claim_id
+        AND k.expires_at IS NULL
     RETURNING
-        answers.place,
+        claimed.place,
         k.attempt,
         k.fingerprint,
         k.created_at,
@@ -515,3 +619,16 @@ LEFT JOIN completed
 -- To the end of the transaction, so that a pooled connection does not carry it
 -- to its next user.
 SELECT set_config(@name::text, @value::text, true);
+
+-- name: ConfirmDurable :exec
+-- Writes to the log, so that its commit waits for a synchronous standby: once it
+-- has committed, so has, on the standby too, whatever was visible before. A
+-- transaction that may not wait for one, by its settings, waits all the same: the
+-- one that is confirmed may have been told to.
+SELECT
+    set_config(
+        'synchronous_commit',
+        CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END,
+        true
+    ) AS synchronous_commit,
+    pg_logical_emit_message(true, 'samecommit', ''::text) AS message;

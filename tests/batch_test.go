@@ -120,13 +120,13 @@ func TestBatchFlights(t *testing.T) {
 					name, size, flights, len(statements), wantFlights, wantStatements, strings.Join(statements, "\n"))
 			}
 		}
-		run("fresh", idempotency.New, 2, 6)
+		run("fresh", idempotency.New, 2, 8)
 		b.expire(t, all)
-		run("expired", idempotency.New, 5, 9)
+		run("expired", idempotency.New, 5, 17)
 		if _, err := b.runBatch(t.Context(), all); err != nil {
 			t.Fatal(err)
 		}
-		run("replay", idempotency.Completed, 2, 6)
+		run("replay", idempotency.Completed, 2, 8)
 	}
 }
 
@@ -497,7 +497,7 @@ func TestBatchBesideALargeOne(t *testing.T) {
 	}
 	for _, all := range [][]idempotency.Params{batchParams(60, 160), batchParams(0, 300)} { // with hints, and without
 		err := pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(t.Context(), `SET LOCAL lock_timeout = '7s'`); err != nil {
+			if _, err := tx.Exec(t.Context(), `SELECT set_config('lock_timeout', '7s', true), set_config('enable_seqscan', 'on', true)`); err != nil {
 				return err
 			}
 			verbs := b.client.WithTx(tx)
@@ -512,16 +512,19 @@ func TestBatchBesideALargeOne(t *testing.T) {
 				return err
 			}
 			wantStates(t, free, always(idempotency.New))
-			var timeout string
-			if err := tx.QueryRow(t.Context(), `SHOW lock_timeout`).Scan(&timeout); err != nil {
-				return err
+			wantSettings := func() {
+				t.Helper()
+				var settings string
+				err := tx.QueryRow(t.Context(), `SELECT concat_ws(' ', current_setting('lock_timeout'), current_setting('enable_seqscan'), current_setting('enable_bitmapscan'))`).Scan(&settings)
+				if err != nil || settings != "7s on on" {
+					t.Errorf("lock_timeout, enable_seqscan and enable_bitmapscan are %s, %v; want the caller's", settings, err)
+				}
 			}
-			if timeout != "7s" {
-				t.Errorf("lock_timeout is %s, want the caller's", timeout)
-			}
+			wantSettings()
 			if err := work(t.Context(), tx, free); err != nil {
 				return err
 			}
+			wantSettings()
 			return tx.Rollback(t.Context())
 		})
 		if !errors.Is(err, pgx.ErrTxClosed) {
@@ -768,6 +771,16 @@ func (r *rivalTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx
 }
 
 func (*rivalTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func (r *rivalTracer) TraceBatchStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
+	for _, query := range data.Batch.QueuedQueries {
+		r.TraceQueryStart(ctx, conn, pgx.TraceQueryStartData{SQL: query.SQL})
+	}
+	return ctx
+}
+
+func (*rivalTracer) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+func (*rivalTracer) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
 
 func TestBatchAgainstRivalsForExpiredKeys(t *testing.T) {
 	t.Parallel()

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgtest"
 	"github.com/samecommit/samecommit/txhelper"
 )
@@ -387,4 +388,179 @@ func TestRoleWithFewestRights(t *testing.T) {
 	})
 	wantPgError(t, err, "23503", guard)
 	b.wantNothing(t, "forgotten")
+}
+
+// SET CONSTRAINTS ALL IMMEDIATE is about the guard too.
+func TestConstraintsMadeImmediate(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, nil)
+	immediate := func(t *testing.T, more string, call func(tx pgx.Tx) error) error {
+		t.Helper()
+		return pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(t.Context(), "SET CONSTRAINTS ALL IMMEDIATE;"+more, pgx.QueryExecModeSimpleProtocol); err != nil {
+				return err
+			}
+			return call(tx)
+		})
+	}
+	calls := map[string]func(name string, tx pgx.Tx) error{
+		"DoTx": func(name string, tx pgx.Tx) error {
+			_, err := idempotency.DoTx(t.Context(), b.client, tx, params(name), charge(name))
+			return err
+		},
+		"Begin": func(name string, tx pgx.Tx) error {
+			outcome, err := b.client.WithTx(tx).Begin(t.Context(), params(name))
+			if err == nil {
+				_, err = b.client.WithTx(tx).Complete(t.Context(), outcome.Claim, bytesResponse(name))
+			}
+			return err
+		},
+		"BeginMany": func(name string, tx pgx.Tx) error {
+			batch, err := b.client.WithTx(tx).BeginMany(t.Context(), []idempotency.Params{params(name)})
+			if err == nil {
+				batch.Items[0].Response = bytesResponse(name)
+				err = batch.Complete(t.Context())
+			}
+			return err
+		},
+	}
+	for name, call := range calls {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			err := immediate(t, "", func(tx pgx.Tx) error { return call(name, tx) })
+			if !errors.Is(err, pgxstore.ErrConstraintsImmediate) || errors.Is(err, idempotency.ErrTxEnded) {
+				t.Errorf("error is %v, want ErrConstraintsImmediate and not ErrTxEnded", err)
+			}
+			// The command that the error names.
+			command := "SET CONSTRAINTS idempotency_keys_completed_before_commit DEFERRED"
+			if err != nil && !strings.Contains(err.Error(), command) {
+				t.Errorf("error %v does not name the command that mends it", err)
+			}
+			if err := immediate(t, command, func(tx pgx.Tx) error { return call(name, tx) }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("inside DoTx", func(t *testing.T) {
+		t.Parallel()
+		err := pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+			_, err := idempotency.DoTx(t.Context(), b.client, tx, params("inside"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+				_, err := tx.Exec(ctx, "SET CONSTRAINTS ALL IMMEDIATE")
+				return "", err
+			})
+			return err
+		})
+		if !errors.Is(err, pgxstore.ErrConstraintsImmediate) {
+			t.Errorf("error is %v, want ErrConstraintsImmediate", err)
+		}
+	})
+	t.Run("inside Do", func(t *testing.T) {
+		t.Parallel()
+		// No row of Do's is ever unfinished.
+		if _, err := idempotency.Do(t.Context(), b.client, params("do"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+			_, err := tx.Exec(ctx, "SET CONSTRAINTS ALL IMMEDIATE")
+			return "", err
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A leased completion in a transaction that stays open holds the row. Whoever
+// wants the key is told that it is in progress, instead of waiting for the row.
+func TestLeasedCompletionThatIsStillOpen(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, nil)
+	outcome, err := b.store.Begin(t.Context(), leased("k", time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The lease has ended, so that a rival may take the key over.
+	waitFor(t, func() bool {
+		return count(t, b.pool, `SELECT count(*) FROM idempotency_keys WHERE locked_until < clock_timestamp()`) == 1
+	})
+	tx, err := b.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := b.client.WithTx(tx).Complete(t.Context(), outcome.Claim, bytesResponse("k")); err != nil {
+		t.Fatal(err)
+	}
+
+	// A statement that waits for the row would be ended, with another error.
+	config := b.pool.Config().Copy()
+	config.ConnConfig.RuntimeParams["lock_timeout"] = "2s"
+	rival := openBench(t, poolWith(t, config), nil, nil)
+	got, err := rival.store.Begin(t.Context(), leased("k", time.Minute))
+	if err != nil || got.State != idempotency.InProgress {
+		t.Errorf("Begin: %+v, %v, want in progress", got, err)
+	}
+	inTx := params("k")
+	inTx.Fingerprint = idempotency.NoFingerprint
+	if err := pgx.BeginFunc(t.Context(), rival.pool, func(tx pgx.Tx) error {
+		got, err := rival.client.WithTx(tx).Begin(t.Context(), inTx)
+		if err != nil || got.State != idempotency.InProgress {
+			t.Errorf("Begin in a transaction: %+v, %v, want in progress", got, err)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	inTx.Wait = idempotency.NoWait
+	runs := 0
+	_, err = idempotency.Do(t.Context(), rival.client, inTx, func(context.Context, pgx.Tx) (string, error) {
+		runs++
+		return "", nil
+	})
+	if !errors.Is(err, idempotency.ErrInProgress) || runs != 0 {
+		t.Errorf("Do: %v after %d runs, want ErrInProgress after none", err, runs)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A completion whose context has ended is not sent. The work that a lease was for
+// must not commit without it, whatever the caller makes of the error.
+func TestCompletionThatWasNotSentCannotCommit(t *testing.T) {
+	t.Parallel()
+	for name, complete := range map[string]func(ctx context.Context, b *bench, tx pgx.Tx, claim *idempotency.Claim) error{
+		"one": func(ctx context.Context, b *bench, tx pgx.Tx, claim *idempotency.Claim) error {
+			_, err := b.client.WithTx(tx).Complete(ctx, claim, bytesResponse("k"))
+			return err
+		},
+		"many": func(ctx context.Context, b *bench, tx pgx.Tx, claim *idempotency.Claim) error {
+			_, err := b.store.WithTx(tx).(idempotency.BatchVerbs).CompleteMany(ctx, []*idempotency.Claim{claim}, []*idempotency.Response{bytesResponse("k")})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, pgtest.DB(t), nil, nil)
+			outcome, err := b.store.Begin(t.Context(), leased("k", time.Minute))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tx, err := b.pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback(t.Context())
+			if err := effect(t.Context(), tx, "k"); err != nil {
+				t.Fatal(err)
+			}
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := complete(ended, b, tx, outcome.Claim); !errors.Is(err, context.Canceled) {
+				t.Errorf("error is %v, want the context's", err)
+			}
+			if err := tx.Commit(t.Context()); err == nil {
+				t.Error("the work was committed without its completion")
+			}
+			if n := b.effects(t, "k"); n != 0 {
+				t.Errorf("%d effects", n)
+			}
+		})
+	}
 }

@@ -189,3 +189,82 @@ func TestIdleTimeoutEndsWithTheTransaction(t *testing.T) {
 		})
 	}
 }
+
+// The server was waiting for a command when it ended the transaction, so it has
+// not read COMMIT: the function need not run again to find that out.
+func TestQuietFunctionRunsOnce(t *testing.T) {
+	t.Parallel()
+	errMine := errors.New("mine")
+	for name, test := range map[string]struct {
+		then func(ctx context.Context, tx pgx.Tx) error
+		want error
+	}{
+		"and returns": {then: func(context.Context, pgx.Tx) error { return nil }},
+		"and runs a statement": {then: func(ctx context.Context, tx pgx.Tx) error {
+			return errors.Join(errMine, effect(ctx, tx, "k"))
+		}, want: errMine},
+		"and ignores a statement's error": {then: func(ctx context.Context, tx pgx.Tx) error {
+			_ = effect(ctx, tx, "k")
+			return nil
+		}},
+	} {
+		for _, mode := range execModes {
+			t.Run(name+" "+mode.String(), func(t *testing.T) {
+				t.Parallel()
+				config := pgtest.Config(t)
+				rival := newBench(t, poolWith(t, config.Copy()), nil, nil)
+				config.ConnConfig.DefaultQueryExecMode = mode
+				b := openBench(t, poolWith(t, config), nil, nil)
+				// quiet waits until the server has ended the transaction.
+				quiet := func(ctx context.Context, tx pgx.Tx) error {
+					pid := tx.Conn().PgConn().PID()
+					if err := effect(ctx, tx, "k"); err != nil {
+						return err
+					}
+					// As Config.IdleTimeout does, which would count from BEGIN on.
+					if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 1`); err != nil {
+						return err
+					}
+					waitFor(t, func() bool {
+						return count(t, rival.pool, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, pid) == 0
+					})
+					return nil
+				}
+				runs := 0
+				_, err := idempotency.Do(t.Context(), b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+					runs++
+					if err := quiet(ctx, tx); err != nil {
+						return "", err
+					}
+					return "k", test.then(ctx, tx)
+				})
+				var keyErr *idempotency.KeyError
+				if !errors.Is(err, pgxstore.ErrIdleTimeout) || !errors.As(err, &keyErr) || keyErr.Key != params("k").Key || runs != 1 {
+					t.Errorf("%v after %d runs, want ErrIdleTimeout with the key after one", err, runs)
+				}
+				if test.want != nil && !errors.Is(err, test.want) {
+					t.Errorf("%v, want it to be the function's own too", err)
+				}
+				wantPgError(t, err, "25P03", "")
+				if errors.Is(err, idempotency.ErrUnavailable) || errors.Is(err, idempotency.ErrSerializationFailure) || errors.Is(err, idempotency.ErrOutcomeUnknown) {
+					t.Errorf("%v blames somebody else", err)
+				}
+				if n := rival.effects(t, "k"); n != 0 {
+					t.Errorf("%d effects, want none", n)
+				}
+
+				// Whoever has used the freed key has answered for it.
+				result, err := idempotency.Do(t.Context(), b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+					if err := quiet(ctx, tx); err != nil {
+						return "", err
+					}
+					rival.wantRun(t, "k")
+					return "k", test.then(ctx, tx)
+				})
+				if err != nil || !result.Replayed || rival.effects(t, "k") != 1 {
+					t.Errorf("%+v, %v, %d effects; want a replay of the rival's", result, err, rival.effects(t, "k"))
+				}
+			})
+		}
+	}
+}

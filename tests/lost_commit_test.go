@@ -3,7 +3,9 @@ package tests_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -201,6 +203,101 @@ func TestCommitThatIsStillAtWorkIsWaitedFor(t *testing.T) {
 	}
 }
 
+// A commit that has ended and left nothing is tried once more, and what breaks
+// it again is nobody else's doing.
+func TestCommitThatLeavesNothing(t *testing.T) {
+	t.Parallel()
+	for name, config := range map[string]*pgxstore.Config{
+		"twice":                       nil,
+		"where one try is allowed":    {MaxAttempts: 1},
+		"where two tries are allowed": {MaxAttempts: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			want := 2
+			if config != nil {
+				want = config.MaxAttempts
+			}
+			proxy := &commitProxy{}
+			b := proxy.bench(t, config)
+			runs := 0
+			_, err := idempotency.Do(t.Context(), b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+				runs++
+				proxy.armed.Store(true)
+				return "k", effect(ctx, tx, "k")
+			})
+			var keyErr *idempotency.KeyError
+			if !errors.Is(err, idempotency.ErrUnavailable) || !errors.As(err, &keyErr) || keyErr.Key != params("k").Key || runs != want {
+				t.Errorf("%v after %d runs, want ErrUnavailable with the key after %d", err, runs, want)
+			}
+			if errors.Is(err, idempotency.ErrSerializationFailure) || errors.Is(err, idempotency.ErrOutcomeUnknown) || strings.Contains(fmt.Sprint(err), "another") {
+				t.Errorf("%v blames another transaction", err)
+			}
+			if !errors.Is(err, io.ErrClosedPipe) {
+				t.Errorf("%v does not say how the reply was lost", err)
+			}
+			b.wantNothing(t, "k")
+			b.wantRun(t, "k")
+		})
+	}
+}
+
+// What the server, or pgx before it has sent anything, refuses for certain is
+// the caller's to see, once.
+func TestCommitThatIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, code := range []string{"08006", "40003", "57014"} {
+		t.Run("with "+code, func(t *testing.T) {
+			t.Parallel()
+			for _, mode := range execModes {
+				config := pgtest.Config(t)
+				config.ConnConfig.DefaultQueryExecMode = mode
+				b := newBench(t, poolWith(t, config), nil, nil)
+				for _, sql := range []string{
+					`CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''test'' USING ERRCODE = ''` + code + `''; END'`,
+					`CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fail()`,
+				} {
+					if _, err := b.pool.Exec(t.Context(), sql); err != nil {
+						t.Fatal(err)
+					}
+				}
+				wantRefused(t, b, "", func(t *testing.T, err error) { t.Helper(); wantPgError(t, err, code, "") })
+			}
+		})
+	}
+	t.Run("before it is sent", func(t *testing.T) {
+		t.Parallel()
+		config := pgtest.Config(t)
+		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+		b := newBench(t, poolWith(t, config), nil, nil)
+		wantRefused(t, b, `SET LOCAL standard_conforming_strings = off`, func(t *testing.T, err error) {
+			t.Helper()
+			if err == nil || !strings.Contains(err.Error(), "standard_conforming_strings") {
+				t.Errorf("%v, want what pgx says", err)
+			}
+		})
+	})
+}
+
+// wantRefused calls Do with a function that also runs last, and checks its error.
+func wantRefused(t *testing.T, b *bench, last string, check func(t *testing.T, err error)) {
+	t.Helper()
+	runs := 0
+	_, err := idempotency.Do(t.Context(), b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+		runs++
+		if err := effect(ctx, tx, "k"); err != nil {
+			return "", err
+		}
+		_, err := tx.Exec(ctx, last)
+		return "k", err
+	})
+	check(t, err)
+	if runs != 1 || errors.Is(err, idempotency.ErrUnavailable) || errors.Is(err, idempotency.ErrOutcomeUnknown) || errors.Is(err, idempotency.ErrSerializationFailure) {
+		t.Errorf("%v after %d runs, want the error as it is after one", err, runs)
+	}
+	b.wantNothing(t, "k")
+}
+
 func TestUnresolvedCommitIsSettledByTheNextCall(t *testing.T) {
 	t.Parallel()
 	for name, committed := range map[string]bool{"committed": true, "not committed": false} {
@@ -335,24 +432,23 @@ func TestKilledBackends(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	stop, stopped := make(chan struct{}), make(chan struct{})
+	// One kill for a call, after a number of flights of the killer's own: at what
+	// time of the call, the machine's speed does not decide.
+	calls, stopped := make(chan struct{}), make(chan struct{})
 	kills := 0
 	go func() {
 		defer close(stopped)
-		ticker := time.NewTicker(5 * time.Millisecond)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-stop:
-				return
-			case <-ticker.C:
+		for range calls {
+			for range rand.IntN(8) {
+				if err := killer.Ping(t.Context()); err != nil {
+					t.Error(err)
+				}
 			}
 			var killed bool
 			err := killer.QueryRow(t.Context(), `SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM
 				(SELECT pid FROM pg_stat_activity WHERE application_name = 'victim' AND datname = current_database() ORDER BY random() LIMIT 1) AS v`).Scan(&killed)
 			if err != nil {
 				t.Error(err)
-				return
 			}
 			if killed {
 				kills++
@@ -364,11 +460,15 @@ func TestKilledBackends(t *testing.T) {
 		name := strings.Repeat("k", k+1)
 		p := params(name)
 		waitFor(t, func() bool {
+			select {
+			case calls <- struct{}{}:
+			default: // the last kill is still to come
+			}
 			_, err := idempotency.Do(t.Context(), b.client, p, charge(name))
 			return err == nil
 		})
 	}
-	close(stop)
+	close(calls)
 	<-stopped
 	var effects, doubles int
 	if err := killer.QueryRow(t.Context(), `SELECT count(*), count(*) FILTER (WHERE n > 1) FROM (SELECT count(*) AS n FROM effects GROUP BY name) AS e`).Scan(&effects, &doubles); err != nil {

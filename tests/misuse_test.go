@@ -1,10 +1,14 @@
 package tests_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -221,8 +225,8 @@ func TestUnlistedFinalErrorRollsBackAndSaysSo(t *testing.T) {
 	})
 	for _, err := range []error{doErr, doTxErr} {
 		var funds *insufficientFundsError
-		if !errors.Is(err, idempotency.ErrFinalUnlisted) || !errors.As(err, &funds) || !strings.Contains(err.Error(), "insufficientFundsError") {
-			t.Errorf("got %v, want ErrFinalUnlisted that names the type", err)
+		if !errors.Is(err, idempotency.ErrFinalUnlisted) || errors.As(err, &funds) || !strings.Contains(err.Error(), `FinalType[*tests_test.insufficientFundsError]("code")`) {
+			t.Errorf("got %v, want ErrFinalUnlisted that names the type, and not the error itself", err)
 		}
 	}
 	if _, err := b.client.Get(t.Context(), params("k").Key); !errors.Is(err, idempotency.ErrNotFound) || b.effects(t, "k") != 0 {
@@ -237,6 +241,28 @@ func (chargeV1) ResultType() string { return "charge.v1" }
 type renamedCharge struct{ Amount int }
 
 func (*renamedCharge) ResultType() string { return "charge.v1" }
+
+// Types whose names no record can have.
+type (
+	namedNUL     struct{}
+	namedBadly   struct{}
+	namedNothing struct{}
+	namedTooLong struct{}
+)
+
+func (namedNUL) ResultType() string     { return "a\x00b" }
+func (namedBadly) ResultType() string   { return "a\xffb" }
+func (namedNothing) ResultType() string { return "" }
+func (namedTooLong) ResultType() string { return strings.Repeat("x", 256) }
+
+func doNothing[T any](t *testing.T, b *bench) error {
+	t.Helper()
+	_, err := idempotency.Do(t.Context(), b.client, params("a bad name"), func(context.Context, pgx.Tx) (result T, err error) {
+		t.Errorf("the function of %T ran", result)
+		return result, nil
+	})
+	return err
+}
 
 func TestResultTypes(t *testing.T) {
 	t.Parallel()
@@ -271,6 +297,13 @@ func TestResultTypes(t *testing.T) {
 			return nil, nil
 		})
 		wantParamError(t, err, "T")
+	})
+	t.Run("a name that could not be recorded is refused before anything runs", func(t *testing.T) {
+		t.Parallel()
+		wantParamError(t, doNothing[namedNUL](t, b), "T")
+		wantParamError(t, doNothing[namedBadly](t, b), "T")
+		wantParamError(t, doNothing[namedNothing](t, b), "T")
+		wantParamError(t, doNothing[*namedTooLong](t, b), "T")
 	})
 	t.Run("bytes and raw JSON are untouched", func(t *testing.T) {
 		t.Parallel()
@@ -419,10 +452,8 @@ func TestIgnoredSerializationFailureRunsAgain(t *testing.T) {
 	runs := 0
 	result, err := idempotency.Do(t.Context(), b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (int, error) {
 		if runs++; runs == 1 {
-			_ = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
-				_, err := tx.Exec(ctx, `DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40001'; END $$`)
-				return err
-			})
+			_ = raise(ctx, tx, "40001")
+			return runs, nil
 		}
 		return runs, effect(ctx, tx, "k")
 	})
@@ -524,6 +555,7 @@ func TestBadInputIsRefusedBeforeAnySQL(t *testing.T) {
 		"invalid UTF-8":       {func(p *idempotency.Params) { p.Key.ID = "\xff" }, "Key.ID"},
 		"missing fingerprint": {func(p *idempotency.Params) { p.Fingerprint = idempotency.Fingerprint{} }, "Fingerprint"},
 		"negative TTL":        {func(p *idempotency.Params) { p.TTL = -time.Second }, "TTL"},
+		"TTL too short":       {func(p *idempotency.Params) { p.TTL = time.Microsecond - 1 }, "TTL"},
 		"negative wait":       {func(p *idempotency.Params) { p.Wait = -time.Second }, "Wait"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -583,10 +615,35 @@ func TestCompleteWithoutAClaimCannotCommit(t *testing.T) {
 			return err
 		}
 	}
+	// The store's own verb, since the claims of a Batch come from BeginMany; of
+	// leases, whose completion no guard asks for.
+	completeMany := func(spoil func(*idempotency.Claim) *idempotency.Claim) func(context.Context, pgx.Tx, *idempotency.TxClient) error {
+		claims := make([]*idempotency.Claim, 2)
+		for i := range claims {
+			p := params(rand.Text())
+			outcome, err := b.store.Begin(t.Context(), &idempotency.BeginParams{Key: p.Key, Fingerprint: p.Fingerprint, TTL: time.Hour, Lease: time.Hour})
+			if err != nil {
+				t.Fatal(err)
+			}
+			claims[i] = outcome.Claim
+		}
+		claims[0] = spoil(claims[0])
+		return func(ctx context.Context, tx pgx.Tx, _ *idempotency.TxClient) error {
+			_, err := b.store.WithTx(tx).(idempotency.BatchVerbs).CompleteMany(ctx, claims, []*idempotency.Response{response, response})
+			return err
+		}
+	}
 	for name, test := range map[string]struct {
 		run  func(context.Context, pgx.Tx, *idempotency.TxClient) error
 		want error
 	}{
+		"nil claim of many": {completeMany(func(*idempotency.Claim) *idempotency.Claim { return nil }), idempotency.ErrNotClaimed},
+		"no claim id of many": {completeMany(func(claim *idempotency.Claim) *idempotency.Claim {
+			return &idempotency.Claim{Key: claim.Key, TTL: claim.TTL}
+		}), idempotency.ErrNotClaimed},
+		"no TTL of many": {completeMany(func(claim *idempotency.Claim) *idempotency.Claim {
+			return &idempotency.Claim{Key: claim.Key, ID: claim.ID}
+		}), idempotency.ErrInvalidParams},
 		"nil claim":     {complete(nil), idempotency.ErrNotClaimed},
 		"no claim id":   {complete(&idempotency.Claim{Key: params("no claim id").Key, TTL: time.Hour}), idempotency.ErrNotClaimed},
 		"unknown claim": {complete(&idempotency.Claim{Key: params("unknown claim").Key, ID: idempotency.NewClaimID(), TTL: time.Hour}), idempotency.ErrClaimLost},
@@ -667,6 +724,14 @@ func TestErrorsHoldNoKeyAndNoBody(t *testing.T) {
 			if text := fmt.Sprintf(verb, printed); strings.Contains(text, "SECRET") {
 				t.Errorf("%s of %T prints %s", verb, printed, text)
 			}
+		}
+	}
+	for _, logged := range []any{mismatch, typeErr, notFound, secret, secret.Key, result.Record, result} {
+		var log bytes.Buffer
+		slog.New(slog.NewJSONHandler(&log, nil)).Info("test", "it", logged, "inside", struct{ It any }{logged})
+		text := strings.ReplaceAll(log.String(), `"Value":"SECRET-answer"`, "") // which is the caller's own
+		if strings.Contains(text, "SECRET") || strings.Contains(text, base64.StdEncoding.EncodeToString(result.Record.Response.Body)) {
+			t.Errorf("the JSON log of %T is %s", logged, text)
 		}
 	}
 }

@@ -166,14 +166,18 @@ func TestLocalServerRestarts(t *testing.T) {
 	if _, err := pool.Exec(t.Context(), `CREATE TABLE kept AS SELECT 7 AS number`); err != nil {
 		t.Fatal(err)
 	}
-	first := postmaster(t, data)
+	first, err := server.Pid()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, func() bool {
 		var number int
 		err := pool.QueryRow(t.Context(), `SELECT number FROM kept`).Scan(&number)
-		return err == nil && number == 7 && postmaster(t, data) != first
+		now, pidErr := server.Pid()
+		return err == nil && number == 7 && pidErr == nil && now != first
 	})
 	if err := server.Stop(t.Context()); err != nil {
 		t.Error(err)

@@ -202,8 +202,8 @@ func TestUniqueIndexDecidesWithoutTheLock(t *testing.T) {
 	rival := func(ctx context.Context, id string) error {
 		fingerprint := params(id).Fingerprint
 		_, err := b.pool.Exec(ctx, `INSERT INTO idempotency_keys
-			(scope, id, status, claim_id, attempt, fingerprint, response, response_type, created_at, updated_at, expires_at)
-			VALUES ('test', $1, 2, gen_random_uuid(), 1, $2, '"rival"', 'json:string', now(), now(), now() + interval '1 hour')`, id, fingerprint.Bytes())
+			(scope, id, claim_id, attempt, fingerprint, response, response_type, created_at, updated_at, expires_at)
+			VALUES ('test', $1, gen_random_uuid(), 1, $2, '"rival"', 'json:string', now(), now(), now() + interval '1 hour')`, id, fingerprint.Bytes())
 		return err
 	}
 

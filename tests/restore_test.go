@@ -19,16 +19,18 @@ import (
 )
 
 // restoreOrder returns the statements of the schema as pg_dump orders them:
-// tables before the data, then what the data must meet, foreign keys last.
+// types and tables before the data, then what the data must meet, foreign keys last.
 func restoreOrder(t *testing.T) (tables, constraints []string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", "schema.golden.sql"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var foreignKeys []string
+	var types, foreignKeys []string
 	for statement := range strings.SplitSeq(string(text), ";\n") {
 		switch {
+		case strings.Contains(statement, "CREATE DOMAIN"):
+			types = append(types, statement)
 		case strings.Contains(statement, "CREATE TABLE"):
 			tables = append(tables, statement)
 		case strings.Contains(statement, "FOREIGN KEY"):
@@ -40,7 +42,7 @@ func restoreOrder(t *testing.T) (tables, constraints []string) {
 	if len(tables) != 2 || len(foreignKeys) != 1 || len(constraints) == 0 {
 		t.Fatalf("%d tables, %d foreign keys, %d others; want 2, 1 and some", len(tables), len(foreignKeys), len(constraints))
 	}
-	return tables, append(constraints, foreignKeys...)
+	return append(types, tables...), append(constraints, foreignKeys...)
 }
 
 // copyOut returns the table's data as text, as pg_dump writes it.

@@ -117,8 +117,8 @@ func setTenant(ctx context.Context, tx pgx.Tx, tenant string) error {
 // insertAnswer is a rival of a call, without the library.
 func insertAnswer(ctx context.Context, tx pgx.Tx, p idempotency.Params, answer string) error {
 	_, err := tx.Exec(ctx, `INSERT INTO idempotency_keys
-		(scope, id, status, claim_id, attempt, fingerprint, response, response_type, created_at, updated_at, expires_at)
-		VALUES ($1, $2, 2, gen_random_uuid(), 1, $3, $4, 'json:string', now(), now(), now() + interval '1 hour')`,
+		(scope, id, claim_id, attempt, fingerprint, response, response_type, created_at, updated_at, expires_at)
+		VALUES ($1, $2, gen_random_uuid(), 1, $3, $4, 'json:string', now(), now(), now() + interval '1 hour')`,
 		p.Key.Scope, p.Key.ID, p.Fingerprint.Bytes(), []byte(`"`+answer+`"`))
 	return err
 }
@@ -443,8 +443,8 @@ func TestRowLevelSecurityWallsOffTenants(t *testing.T) {
 				t.Errorf("%s: %v, %v; want 0 rows", sql, tag, err)
 			}
 		}
-		const insert = `INSERT INTO idempotency_keys (scope, id, status, claim_id, attempt, fingerprint, created_at, updated_at, locked_until)
-			SELECT 'b/charges', '%s', 1, claim_id, 1, fingerprint, now(), now(), now() FROM idempotency_keys`
+		const insert = `INSERT INTO idempotency_keys (scope, id, claim_id, attempt, fingerprint, created_at, updated_at, locked_until)
+			SELECT 'b/charges', '%s', claim_id, 1, fingerprint, now(), now(), now() FROM idempotency_keys`
 		for _, sql := range []string{
 			`UPDATE idempotency_keys SET scope = 'b/charges'`,
 			fmt.Sprintf(insert, "squatted"),

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/internal/pgtest"
@@ -47,6 +48,15 @@ const dumpColumns = `
 	JOIN pg_type t ON t.oid = atttypid
 	WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped
 	ORDER BY attnum`
+
+const dumpDomains = `
+	SELECT format(E'CREATE DOMAIN %I AS %s%s%s;', typname, format_type(typbasetype, typtypmod),
+		(SELECT ' COLLATE ' || quote_ident(collname) FROM pg_collation c, pg_type b
+			WHERE b.oid = t.typbasetype AND c.oid = t.typcollation AND t.typcollation <> b.typcollation),
+		(SELECT string_agg(format(E'\n    CONSTRAINT %I %s', conname, pg_get_constraintdef(c.oid)), '' ORDER BY conname) FROM pg_constraint c WHERE contypid = t.oid))
+	FROM pg_type t
+	WHERE typtype = 'd' AND typnamespace = 'public'::regnamespace
+	ORDER BY typname`
 
 // PostgreSQL 18 lists NOT NULL as constraints too (contype n), with names of
 // its own making.
@@ -107,6 +117,9 @@ func dumpSchema(t *testing.T, pool *pgxpool.Pool) []byte {
 	var dump bytes.Buffer
 	fmt.Fprint(&dump, "-- The schema after every migration, written by:\n"+
 		"-- go test ./tests -run TestSchemaGolden -update\n-- Do not edit.\n")
+	for _, domain := range lines(t, pool, dumpDomains) {
+		fmt.Fprintf(&dump, "\n%s\n", domain)
+	}
 	for _, relation := range relations {
 		if relation.Kind != "r" || relation.Persistence != "p" {
 			// Nothing of the kind exists yet; a migration that brings it in
@@ -187,7 +200,7 @@ type keyRow map[string]any
 func leasedRow() keyRow {
 	now := time.Now()
 	return keyRow{
-		"scope": "s", "id": "i", "status": 1, "claim_id": "00000000-0000-0000-0000-000000000001", "attempt": 1,
+		"scope": "s", "id": "i", "claim_id": "00000000-0000-0000-0000-000000000001", "attempt": 1,
 		"fingerprint": []byte{1}, "created_at": now, "updated_at": now, "locked_until": now,
 	}
 }
@@ -195,7 +208,7 @@ func leasedRow() keyRow {
 func completedRow() keyRow {
 	row := leasedRow()
 	delete(row, "locked_until")
-	row["status"], row["response"], row["response_type"], row["expires_at"] = 2, []byte{}, "json", time.Now()
+	row["response"], row["response_type"], row["expires_at"] = []byte{}, "json", time.Now()
 	return row
 }
 
@@ -262,39 +275,37 @@ func TestSchemaRefuses(t *testing.T) {
 	// 256 bytes, and only 128 characters.
 	tooLong := strings.Repeat("é", 128)
 	cases := map[string][]keyRow{
-		"idempotency_keys_scope_length": {
+		"idempotency_name_length": {
 			leasedRow().with("scope", ""), leasedRow().with("scope", tooLong),
-		},
-		"idempotency_keys_id_length": {
 			leasedRow().with("id", ""), leasedRow().with("id", tooLong),
+			completedRow().with("response_type", ""), completedRow().with("response_type", tooLong),
 		},
-		"idempotency_keys_status_known": {
-			leasedRow().with("status", 0, "locked_until", nil), leasedRow().with("status", 3, "locked_until", nil),
-		},
-		"idempotency_keys_attempt_positive": {
+		"idempotency_attempt_positive": {
 			leasedRow().with("attempt", 0), completedRow().with("attempt", -1),
 		},
-		"idempotency_keys_fingerprint_length": {
+		"idempotency_fingerprint_length": {
 			leasedRow().with("fingerprint", []byte{}), leasedRow().with("fingerprint", make([]byte, 66)),
 		},
-		"idempotency_keys_response_type_length": {
-			completedRow().with("response_type", ""), completedRow().with("response_type", tooLong),
+		"idempotency_end_finite": {
+			completedRow().with("expires_at", pgtype.Timestamptz{InfinityModifier: pgtype.Infinity, Valid: true}),
+			leasedRow().with("locked_until", pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}),
+		},
+		"idempotency_keys_one_state": {
+			completedRow().with("locked_until", time.Now()), completedRow().with("unfinished", 1),
+			completedRow().with("expires_at", nil, "response_type", nil),
+			leasedRow().with("locked_until", nil), leasedRow().with("unfinished", 1),
+			leasedRow().with("expires_at", time.Now(), "response_type", "json"),
+			unfinishedRow().with("expires_at", time.Now(), "response_type", "json"),
+			completedRow().with("locked_until", time.Now(), "unfinished", 1),
 		},
 		"idempotency_keys_completed_has_response": {
 			completedRow().with("response_type", nil), leasedRow().with("response_type", "json"),
-		},
-		"idempotency_keys_completed_has_expiry": {
-			completedRow().with("expires_at", nil), leasedRow().with("expires_at", time.Now()),
-		},
-		"idempotency_keys_lease_is_in_progress": {
-			completedRow().with("locked_until", time.Now()),
-		},
-		"idempotency_keys_unfinished_without_lease": {
-			leasedRow().with("locked_until", nil), leasedRow().with("unfinished", 1), completedRow().with("unfinished", 1),
+			unfinishedRow().with("response_type", "json"),
 		},
 	}
 	pool := pgtest.DB(t)
-	checks := lines(t, pool, `SELECT conname FROM pg_constraint WHERE contype = 'c' AND conrelid = 'idempotency_keys'::regclass`)
+	checks := lines(t, pool, `SELECT conname FROM pg_constraint
+		WHERE contype = 'c' AND (conrelid = 'idempotency_keys'::regclass OR contypid IN (SELECT oid FROM pg_type WHERE typnamespace = 'public'::regnamespace))`)
 	for _, check := range checks {
 		if cases[check] == nil {
 			t.Errorf("nothing here shows what %s refuses", check)
@@ -310,7 +321,7 @@ func TestSchemaRefuses(t *testing.T) {
 	}
 	t.Run("a missing value", func(t *testing.T) {
 		t.Parallel()
-		for _, column := range []string{"scope", "id", "status", "claim_id", "attempt", "fingerprint", "created_at", "updated_at"} {
+		for _, column := range []string{"scope", "id", "claim_id", "attempt", "fingerprint", "created_at", "updated_at"} {
 			err := leasedRow().with(column, nil).insert(t, pool)
 			var pgErr *pgconn.PgError
 			if !errors.As(err, &pgErr) || pgErr.Code != "23502" || pgErr.ColumnName != column {
@@ -358,7 +369,7 @@ func TestUnfinishedRowCannotCommit(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := tx.Exec(t.Context(), `UPDATE idempotency_keys
-		SET status = 2, unfinished = NULL, response_type = 'json', expires_at = now()`); err != nil {
+		SET unfinished = NULL, response_type = 'json', expires_at = now()`); err != nil {
 		t.Fatal(err)
 	}
 	if err := tx.Commit(t.Context()); err != nil {

@@ -123,12 +123,19 @@ func (s *storm) end(tb testing.TB) {
 // the operation and at most one with all those who wait.
 func TestStormOfDuplicates(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"in one process", "of another process"} {
+	for _, name := range []string{"in one process", "in one process, each with settings", "of another process"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			config, arrived := pgtest.Config(t), &arrivals{}
 			pool := newLentPool(t, config, 8)
-			b := newBench(t, pool.Pool, nil, &idempotency.Config{Tracer: arrived})
+			var storeConfig *pgxstore.Config
+			if name == "in one process, each with settings" {
+				var requests atomic.Int64
+				storeConfig = &pgxstore.Config{Settings: func(context.Context) (map[string]string, error) {
+					return map[string]string{"search_path": "public", "app.request_id": fmt.Sprint(requests.Add(1))}, nil
+				}}
+			}
+			b := newBench(t, pool.Pool, storeConfig, &idempotency.Config{Tracer: arrived})
 			holder, allowed := b.client, int32(2)
 			if name == "of another process" {
 				holder, allowed = newBench(t, newLentPool(t, config, 1).Pool, nil, nil).client, 1

@@ -338,23 +338,23 @@ func TestRunRetriesASwallowedFailure(t *testing.T) {
 			}
 			return nil
 		},
-		// After the savepoint is undone, the server would commit.
-		"undone by a savepoint": func(ctx context.Context, tx pgx.Tx) error {
-			_ = txhelper.Savepoint(ctx, tx, func(ctx context.Context, tx pgx.Tx) error {
-				_, err := tx.Exec(ctx, update)
-				return err
-			})
-			return nil
-		},
-		"undone by Begin and Rollback": func(ctx context.Context, tx pgx.Tx) error {
+		"kept by a savepoint": func(ctx context.Context, tx pgx.Tx) error {
 			nested, err := tx.Begin(ctx)
 			if err != nil {
 				return err
 			}
-			if _, err := nested.Exec(ctx, update); err != nil {
-				return nested.Rollback(ctx)
+			_, _ = nested.Exec(ctx, update)
+			return nil
+		},
+		"beside a savepoint that is undone": func(ctx context.Context, tx pgx.Tx) error {
+			undone, err := tx.Begin(ctx)
+			if err != nil {
+				return err
 			}
-			return nested.Commit(ctx)
+			if _, err := tx.Exec(ctx, update); err != nil {
+				return undone.Rollback(ctx)
+			}
+			return undone.Commit(ctx)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -384,6 +384,69 @@ func TestRunRetriesASwallowedFailure(t *testing.T) {
 			if on := count(t, pool, "SELECT count(*) FROM doctors WHERE on_call"); on != 2 {
 				t.Errorf("%d doctors on call, want 2: the second attempt did not do its work", on)
 			}
+		})
+	}
+}
+
+// What a savepoint has undone the function has dealt with.
+func TestRunForgetsAFailureThatWasRolledBack(t *testing.T) {
+	t.Parallel()
+	const update = "UPDATE doctors SET on_call = NOT on_call WHERE name = 'ann'"
+	options := &txhelper.Options{TxOptions: pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, Backoff: noPause}
+	for name, handle := range map[string]func(ctx context.Context, tx pgx.Tx) error{
+		"by a savepoint": func(ctx context.Context, tx pgx.Tx) error {
+			_ = txhelper.Savepoint(ctx, tx, func(ctx context.Context, tx pgx.Tx) error {
+				_, err := tx.Exec(ctx, update)
+				return err
+			})
+			return nil
+		},
+		"by Begin and Rollback": func(ctx context.Context, tx pgx.Tx) error {
+			nested, err := tx.Begin(ctx)
+			if err != nil {
+				return err
+			}
+			if _, err := nested.Exec(ctx, update); err == nil {
+				return errors.New("the update did not fail")
+			}
+			return nested.Rollback(ctx)
+		},
+		"in a savepoint within": func(ctx context.Context, tx pgx.Tx) error {
+			outer, err := tx.Begin(ctx)
+			if err != nil {
+				return err
+			}
+			inner, err := outer.Begin(ctx)
+			if err != nil {
+				return err
+			}
+			if _, err := inner.Exec(ctx, update); err == nil {
+				return errors.New("the update did not fail")
+			}
+			return outer.Rollback(ctx)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pool := txPool(t)
+			attempts := 0
+			if err := txhelper.Run(t.Context(), pool, options, func(ctx context.Context, tx pgx.Tx) error {
+				attempts++
+				if err := write(ctx, tx, fmt.Sprint(attempts)); err != nil {
+					return err
+				}
+				// Behind the back of the snapshot that write took.
+				if _, err := pool.Exec(ctx, update); err != nil {
+					return err
+				}
+				return handle(ctx, tx)
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if attempts != 1 {
+				t.Errorf("%d attempts, want 1", attempts)
+			}
+			wantNotes(t, pool, 1)
 		})
 	}
 }
@@ -719,6 +782,89 @@ func TestRunOnALostCommitReply(t *testing.T) {
 	}
 }
 
+// slowCommit makes each commit that has written a note wait, in a deferred
+// trigger, for an advisory lock that it takes, and returns how to let them go.
+func slowCommit(t *testing.T, pool *pgxpool.Pool, table string) (let func()) {
+	t.Helper()
+	for _, sql := range []string{
+		`CREATE FUNCTION wait_for_the_test() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END'`,
+		`CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON ` + table + ` DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_for_the_test()`,
+	} {
+		if _, err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	holder, err := pgx.ConnectConfig(t.Context(), pool.Config().ConnConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := holder.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_lock(1)`); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_unlock(1)`); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// waitingCommits is how many backends wait for slowCommit.
+const waitingCommits = `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = 'advisory'`
+
+// A commit whose reply does not come in time is left alone: to cancel it would
+// also end its wait for a standby, and what it wrote would be seen on the
+// primary only.
+func TestCommitIsAbandonedNotCancelled(t *testing.T) {
+	t.Parallel()
+	for _, mode := range execModes {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			config, err := pgxpool.ParseConfig(pgtest.URL(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			observer := poolWith(t, config.Copy())
+			if _, err := observer.Exec(t.Context(), txSchema); err != nil {
+				t.Fatal(err)
+			}
+			let := slowCommit(t, observer, "notes")
+			config.ConnConfig.DefaultQueryExecMode = mode
+			pool := poolWith(t, config)
+			var backend int
+			err = txhelper.Run(t.Context(), pool, &txhelper.Options{CommitTimeout: 100 * time.Millisecond}, func(ctx context.Context, tx pgx.Tx) error {
+				if err := tx.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&backend); err != nil {
+					return err
+				}
+				return write(ctx, tx, "a")
+			})
+			var ambiguous *txhelper.AmbiguousCommitError
+			if !errors.As(err, &ambiguous) {
+				t.Errorf("error is %v, want AmbiguousCommitError", err)
+			}
+			closed := make(chan struct{})
+			go func() { pool.Close(); close(closed) }()
+			select {
+			case <-closed:
+			case <-time.After(30 * time.Second):
+				t.Fatal("the pool waits for the commit that was abandoned")
+			}
+			gone := func() bool {
+				return count(t, observer, "SELECT count(*) FROM pg_stat_activity WHERE pid = $1", backend) == 0
+			}
+			waitFor(t, func() bool { return count(t, observer, waitingCommits) == 1 || gone() })
+			let()
+			waitFor(t, gone)
+			wantNotes(t, observer, 1)
+		})
+	}
+}
+
 // The server ends the connection while it commits: it says FATAL, which does
 // not say that nothing was committed.
 func TestRunOnAConnectionEndedInCommit(t *testing.T) {
@@ -887,6 +1033,20 @@ func listNotes(ctx context.Context, q txhelper.Querier) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
+type note struct{ Text string }
+
+// lastNote is what sqlc generates for a query of one row.
+func lastNote(ctx context.Context, q txhelper.Querier, like ...string) (*note, error) {
+	pattern := "%"
+	if len(like) > 0 {
+		pattern = like[0]
+	}
+	row := q.QueryRow(ctx, "SELECT note FROM notes WHERE note LIKE $1 ORDER BY note DESC LIMIT 1", pattern)
+	var found note
+	err := row.Scan(&found.Text)
+	return &found, err
+}
+
 func TestQueue(t *testing.T) {
 	t.Parallel()
 	for _, mode := range execModes {
@@ -907,15 +1067,15 @@ func TestQueue(t *testing.T) {
 			var added string
 			var notes []string
 			batch := &pgx.Batch{}
-			txhelper.Queue(batch, func(q txhelper.Querier) (err error) {
+			txhelper.QueueStep(batch, func(q txhelper.Querier) (err error) {
 				deleted, err = deleteNotes(t.Context(), q, "old %")
 				return err
 			})
-			txhelper.Queue(batch, func(q txhelper.Querier) (err error) {
+			txhelper.QueueStep(batch, func(q txhelper.Querier) (err error) {
 				added, err = addNote(t.Context(), q, "new")
 				return err
 			})
-			txhelper.Queue(batch, func(q txhelper.Querier) (err error) {
+			txhelper.QueueStep(batch, func(q txhelper.Querier) (err error) {
 				notes, err = listNotes(t.Context(), q)
 				return err
 			})
@@ -932,12 +1092,32 @@ func TestQueue(t *testing.T) {
 			}
 
 			batch = &pgx.Batch{}
-			txhelper.Queue(batch, func(q txhelper.Querier) error {
+			txhelper.QueueStep(batch, func(q txhelper.Querier) error {
 				_, err := q.Exec(t.Context(), "SELECT 1/0")
 				return err
 			})
 			wantPgError(t, pool.SendBatch(t.Context(), batch).Close(), "22012", "")
 			wantNotes(t, pool, 1)
+
+			// A row that is filled when the results are read.
+			batch = &pgx.Batch{}
+			last, _ := lastNote(t.Context(), txhelper.Queue(batch, nil))
+			var met error
+			_, _ = lastNote(t.Context(), txhelper.Queue(batch, func(err error) error {
+				met = err
+				return nil
+			}), "none")
+			_, _ = txhelper.Queue(batch, nil).Exec(t.Context(), "DELETE FROM notes")
+			if last.Text != "" {
+				t.Errorf("a note before the batch was sent: %q", last.Text)
+			}
+			if err := pool.SendBatch(t.Context(), batch).Close(); err != nil {
+				t.Error(err)
+			}
+			if last.Text != "new" || !errors.Is(met, pgx.ErrNoRows) {
+				t.Errorf("last note is %q, the missing one %v, want new and no rows", last.Text, met)
+			}
+			wantNotes(t, pool, 0)
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package txhelper
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -22,6 +23,13 @@ var (
 	// ErrConnectionLost means that the connection broke before the transaction
 	// had begun, as one that has idled in a pool may do. Nothing was done.
 	ErrConnectionLost = errors.New("txhelper: connection was lost before the transaction began")
+	// ErrNoConnection means that there was no connection to begin a transaction on: the
+	// pool could not open or lend one, or the one that was passed is closed. Nothing was
+	// done. Where the context ended first, the error is also its cause.
+	ErrNoConnection = errors.New("txhelper: no connection to begin a transaction on")
+	// ErrLostBeforeCommit means that the connection broke after the transaction had begun
+	// and before COMMIT was sent. Nothing is committed.
+	ErrLostBeforeCommit = errors.New("txhelper: connection was lost before commit was sent")
 	// ErrRowsOpen means that rows, a batch or a copy were still being read when the
 	// function returned. Close them, or read to the end.
 	ErrRowsOpen = errors.New("txhelper: transaction still has open rows")
@@ -67,17 +75,38 @@ func IsRetryable(err error) bool {
 	return errors.Is(err, ErrConnectionLost) || errors.As(err, &pgErr) && (pgErr.Code == "40001" || pgErr.Code == "40P01")
 }
 
+// codeIdleInTransaction is what a server says that ends a connection because
+// its transaction has been idle for too long.
+const codeIdleInTransaction = "25P03"
+
 // isDefinite reports whether err, in reply to a commit, proves that nothing was
 // committed. A server that ends the connection (FATAL, PANIC) proves nothing,
-// and neither does class 08 or 40003, which say that the outcome is unknown.
-func isDefinite(err error) bool {
+// but for one that was still waiting for a command and so has not read COMMIT.
+// Class 08 and 40003 prove nothing either where a pooler may have said so, in
+// place of a server that it has lost. A server of PostgreSQL's own says it in a
+// deferred trigger, of some other connection, and is in sync afterwards.
+func isDefinite(err error, inSync bool) bool {
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) {
 		return false
+	}
+	if pgErr.Code == codeIdleInTransaction {
+		return true
 	}
 	severity := pgErr.SeverityUnlocalized
 	if severity == "" {
 		severity = pgErr.Severity
 	}
-	return severity == "ERROR" && pgErr.Code != "40003" && !strings.HasPrefix(pgErr.Code, "08")
+	return severity == "ERROR" && (inSync || pgErr.Code != "40003" && !strings.HasPrefix(pgErr.Code, "08"))
 }
+
+// noConnection says why there is no connection.
+func noConnection(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
+	return fmt.Errorf("%w: %w", ErrNoConnection, err)
+}
+
+// errCustomQuery refuses what Commit, which sends its own, would leave out.
+var errCustomQuery = errors.New("txhelper: TxOptions.BeginQuery and CommitQuery are not supported: use IsoLevel, AccessMode and DeferrableMode, and run what else the transaction needs as its first statement")

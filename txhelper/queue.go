@@ -8,11 +8,60 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Queue adds to batch the one statement that step sends, as a function that
-// sqlc generated does. step is called twice: at once, to learn the statement
+// Queue returns a Querier that adds to batch the one statement which a function
+// that sqlc generated sends with it, and does not wait for the result. The
+// function must return nothing but a pointer to a struct, for one row, or an
+// error alone: the struct is filled when the batch's results are read. Then done
+// is called with the statement's error, and what it returns is the batch's. A
+// nil done returns it as it is.
+func Queue(batch *pgx.Batch, done func(err error) error) Querier { return queuer{batch, done} }
+
+type queuer struct {
+	batch *pgx.Batch
+	done  func(err error) error
+}
+
+func (q queuer) ended(err error) error {
+	if q.done == nil {
+		return err
+	}
+	return q.done(err)
+}
+
+func (q queuer) Exec(_ context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	q.batch.Queue(sql, args...).Fn = func(results pgx.BatchResults) error {
+		_, err := results.Exec()
+		return q.ended(err)
+	}
+	return pgconn.CommandTag{}, nil
+}
+
+// Query is for the interface only: rows are read at once. See QueueStep.
+func (q queuer) Query(context.Context, string, ...any) (pgx.Rows, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (q queuer) QueryRow(_ context.Context, sql string, args ...any) pgx.Row {
+	return queuedRow{q, q.batch.Queue(sql, args...)}
+}
+
+type queuedRow struct {
+	queuer
+	query *pgx.QueuedQuery
+}
+
+// Scan keeps the places to scan into, which are in the struct that the generated
+// function returns.
+func (r queuedRow) Scan(dest ...any) error {
+	r.query.Fn = func(results pgx.BatchResults) error { return r.ended(results.QueryRow().Scan(dest...)) }
+	return nil
+}
+
+// QueueStep adds to batch the one statement that step sends, also where it reads
+// many rows or counts them. step is called twice: at once, to learn the statement
 // and its arguments, with a Querier whose results are errors; and when the
 // batch's results are read, to read its own.
-func Queue(batch *pgx.Batch, step func(q Querier) error) {
+func QueueStep(batch *pgx.Batch, step func(q Querier) error) {
 	var recorded recorder
 	_ = step(&recorded) // its error is the recorder's own
 	batch.Queue(recorded.sql, recorded.args...).Fn = func(results pgx.BatchResults) error {

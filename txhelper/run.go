@@ -25,7 +25,8 @@ const (
 // Options changes how a transaction is run. Nil and the zero value mean all
 // defaults.
 type Options struct {
-	// TxOptions sets the isolation level and access mode.
+	// TxOptions sets the isolation level and access mode; BeginQuery and
+	// CommitQuery are refused.
 	// Defaults to the server's, READ COMMITTED unless it was configured.
 	TxOptions pgx.TxOptions
 	// MaxAttempts is how often the function runs at most. Defaults to 8.
@@ -37,8 +38,9 @@ type Options struct {
 	// Retryable decides which errors are tried again; an *AmbiguousCommitError
 	// never is. Defaults to IsRetryable.
 	Retryable func(error) bool
-	// CommitTimeout bounds a commit, which the context's cancellation does not
-	// interrupt. Defaults to 10 seconds.
+	// CommitTimeout bounds the wait for the reply to a commit, which the context's
+	// cancellation does not interrupt: see Transaction.Commit. Defaults to 10
+	// seconds.
 	CommitTimeout time.Duration
 	// RollbackTimeout bounds a rollback, likewise. Defaults to 5 seconds.
 	RollbackTimeout time.Duration

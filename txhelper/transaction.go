@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -24,25 +27,31 @@ type Transaction struct {
 	tx      *Tx
 	base    pgx.Tx
 	conn    *pgx.Conn
+	// pooled is what conn came from, nil where it is the caller's own.
+	pooled *pgxpool.Conn
 	// nested says that base is a savepoint, which ends through base itself.
-	nested  bool
-	release func()
+	nested bool
+	// abandoned says that conn is left to a commit that has not ended.
+	abandoned bool
 }
 
 // Open begins a transaction. The statements that first queues go to the server
 // in the same flight as BEGIN; their callbacks have run when Open returns. After
 // an error no transaction is open.
 func Open(ctx context.Context, db DB, options *Options, first func(batch *pgx.Batch)) (*Transaction, error) {
-	t := &Transaction{options: options.withDefaults(), release: func() {}}
+	t := &Transaction{options: options.withDefaults()}
+	if t.options.TxOptions.BeginQuery != "" || t.options.TxOptions.CommitQuery != "" {
+		return nil, errCustomQuery
+	}
 	switch db := db.(type) {
 	case interface {
 		Acquire(ctx context.Context) (*pgxpool.Conn, error)
 	}:
 		conn, err := db.Acquire(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("txhelper: acquire a connection: %w", err)
+			return nil, noConnection(ctx, err)
 		}
-		t.conn, t.release = conn.Conn(), conn.Release
+		t.conn, t.pooled = conn.Conn(), conn
 	case *pgxpool.Conn:
 		t.conn = db.Conn()
 	case *pgx.Conn:
@@ -56,7 +65,7 @@ func Open(ctx context.Context, db DB, options *Options, first func(batch *pgx.Ba
 	}
 	if t.conn.IsClosed() {
 		t.release()
-		return nil, errors.New("txhelper: connection is closed: open another")
+		return nil, fmt.Errorf("%w: it is closed: open another", ErrNoConnection)
 	}
 	if t.conn.PgConn().TxStatus() != 'I' {
 		t.release()
@@ -108,32 +117,44 @@ func openNested(ctx context.Context, db DB, t *Transaction, first func(batch *pg
 // Transaction has ended.
 func (t *Transaction) Tx() pgx.Tx { return t.tx }
 
+// Nested reports whether the transaction is a savepoint in another.
+func (t *Transaction) Nested() bool { return t.nested }
+
 // Cause returns the error that decides what to do after the function that used
 // Tx returned err: a retryable error that the function met and turned into
 // another one, ErrOwned or ErrEnded where it tried to end the transaction or has
 // done so, or err.
 func (t *Transaction) Cause(err error) error {
+	if t.abandoned {
+		return err // the connection is another goroutine's
+	}
 	if !t.conn.IsClosed() && !t.conn.PgConn().IsBusy() && t.conn.PgConn().TxStatus() == 'I' {
 		return errors.Join(ErrEnded, err)
 	}
 	if t.tx.shared.doomed.Load() && !errors.Is(err, ErrOwned) {
 		return errors.Join(ErrOwned, err)
 	}
-	if seen := t.tx.shared.seen.Load(); seen != nil && !t.options.Retryable(err) && t.options.Retryable(*seen) {
-		return *seen
+	if seen := t.tx.shared.retryable(); seen != nil && !t.options.Retryable(err) && t.options.Retryable(seen) {
+		return seen
 	}
 	return err
 }
 
 // Check returns nil if the transaction can be committed, and otherwise why not:
-// ErrOwned, ErrEnded, ErrAborted, ErrRowsOpen, or a retryable error that the
-// user of Tx met and ignored.
+// ErrOwned, ErrEnded, ErrAborted, ErrRowsOpen, ErrLostBeforeCommit, or a
+// retryable error that the user of Tx met and ignored.
 func (t *Transaction) Check() error {
+	if t.tx.shared.closed.Load() {
+		return pgx.ErrTxClosed
+	}
 	if err := t.Cause(nil); err != nil {
 		return err
 	}
 	if t.conn.IsClosed() {
-		return fmt.Errorf("txhelper: connection was lost before commit: %w", pgx.ErrTxClosed)
+		if lost := t.tx.shared.lost.Load(); lost != nil {
+			return fmt.Errorf("%w: %w", ErrLostBeforeCommit, *lost)
+		}
+		return ErrLostBeforeCommit
 	}
 	if t.conn.PgConn().IsBusy() {
 		return ErrRowsOpen
@@ -146,18 +167,33 @@ func (t *Transaction) Check() error {
 
 // Commit commits, after Check. The statements that last queues go to the server
 // in the same flight, before COMMIT: where one of them fails, the server skips
-// the COMMIT. The context's cancellation does not interrupt it; its own timeout
-// does. Either way the transaction has ended when Commit returns.
+// the COMMIT. The context's cancellation does not interrupt it. Either way the
+// transaction has ended for its user when Commit returns.
 //
-// An *AmbiguousCommitError means that nobody knows. Any other error means that
-// nothing was committed, but for ErrEnded, which says what it means.
+// An *AmbiguousCommitError means that nobody knows, and that callbacks of last
+// may still run: do not read what they write. Any other error means that nothing
+// was committed, but for ErrEnded, which says what it means.
+//
+// After CommitTimeout without a reply Commit gives up the wait and not the
+// commit. To cancel it would also end its wait for a synchronous standby, after
+// which its work is seen on the primary and may be lost with it. So the
+// connection leaves the pool, which may open another in its place, and stays
+// with a goroutine until the server replies or TCP gives the connection up: the
+// keepalives of the client's dialer and of the server decide how long that takes
+// at most. A pool can be closed meanwhile. There are as many such connections as
+// commits that were given up.
+//
+// A connection that breaks is another matter: pgx asks the server to cancel what
+// runs on a connection that it loses, the commit too. And a connection of the
+// caller's own, a *pgx.Conn or *pgxpool.Conn, must be free when Commit returns:
+// there CommitTimeout is a deadline, after which pgx closes the connection and
+// sends that request.
 func (t *Transaction) Commit(ctx context.Context, last func(batch *pgx.Batch)) error {
 	defer t.Rollback(ctx)
 	if err := t.Check(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.options.CommitTimeout)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
 	batch := &pgx.Batch{}
 	if last != nil {
 		last(batch)
@@ -173,9 +209,99 @@ func (t *Transaction) Commit(ctx context.Context, last func(batch *pgx.Batch)) e
 		}
 		return nil
 	})
+	if t.pooled == nil {
+		return t.commitInTime(ctx, batch)
+	}
+	return t.commitOrAbandon(ctx, batch)
+}
+
+// commitInTime sends the last flight under a deadline.
+func (t *Transaction) commitInTime(ctx context.Context, batch *pgx.Batch) error {
+	ctx, cancel := context.WithTimeout(ctx, t.options.CommitTimeout)
+	defer cancel()
 	err := t.conn.SendBatch(ctx, batch).Close()
-	if err == nil || errors.Is(err, pgx.ErrTxCommitRollback) || isDefinite(err) {
+	if err == nil && ctx.Err() != nil {
+		// A pgconn.CancelRequestContextWatcherHandler waits for the reply to its
+		// request: a commit that no longer waited for the standby.
+		return &AmbiguousCommitError{Err: ctx.Err()}
+	}
+	return t.outcome(err)
+}
+
+// commitOrAbandon sends the last flight without a deadline, in a goroutine that
+// has the connection until then.
+func (t *Transaction) commitOrAbandon(ctx context.Context, batch *pgx.Batch) error {
+	conn, timeout := t.conn, t.options.RollbackTimeout
+	var decided atomic.Bool // by the reply or by the timer, whichever comes first
+	replied := make(chan reply, 1)
+	go func() {
+		r := reply{died: true}
+		defer func() {
+			if r.died {
+				r.panicked = recover()
+			}
+			if decided.CompareAndSwap(false, true) {
+				replied <- r
+				return
+			}
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
+			_ = conn.Close(ctx) // nobody is left to be told
+		}()
+		r.err = conn.SendBatch(ctx, batch).Close()
+		r.died = false
+	}()
+	timer := time.NewTimer(t.options.CommitTimeout)
+	defer timer.Stop()
+	select {
+	case r := <-replied:
+		return t.outcome(r.get())
+	case <-timer.C:
+	}
+	if !decided.CompareAndSwap(false, true) {
+		r := <-replied
+		return t.outcome(r.get())
+	}
+	t.abandoned = true
+	t.pooled.Hijack()
+	return &AmbiguousCommitError{Err: fmt.Errorf("no reply in %s", t.options.CommitTimeout)}
+}
+
+// reply is how the last flight ended.
+type reply struct {
+	err error
+	// died says that a callback panicked, or called runtime.Goexit where
+	// panicked is nil.
+	died     bool
+	panicked any
+}
+
+// get returns the error, or ends as the callback has.
+func (r *reply) get() error {
+	switch {
+	case r.panicked != nil:
+		panic(r.panicked)
+	case r.died:
+		runtime.Goexit()
+	}
+	return r.err
+}
+
+// outcome says what the error of the last flight means.
+func (t *Transaction) outcome(err error) error {
+	inSync := !t.conn.IsClosed() && !t.conn.PgConn().IsBusy()
+	var preprocessing pgx.ErrPreprocessingBatch
+	switch {
+	case err == nil, errors.Is(err, pgx.ErrTxCommitRollback), isDefinite(err, inSync):
 		return err
+	case errors.As(err, &preprocessing):
+		// COMMIT is sent once every statement has been prepared and encoded.
+		if t.conn.IsClosed() {
+			return fmt.Errorf("%w: %w", ErrLostBeforeCommit, err)
+		}
+		return err
+	case inSync && t.conn.PgConn().TxStatus() != 'I':
+		return err // pgx could not send it: the transaction is still open
 	}
 	return &AmbiguousCommitError{Err: err}
 }
@@ -183,6 +309,8 @@ func (t *Transaction) Commit(ctx context.Context, last func(batch *pgx.Batch)) e
 // commitNested releases a savepoint, which leaves nothing unknown: the outer
 // transaction still decides.
 func (t *Transaction) commitNested(ctx context.Context, batch *pgx.Batch) error {
+	ctx, cancel := context.WithTimeout(ctx, t.options.CommitTimeout)
+	defer cancel()
 	if batch.Len() > 0 {
 		if err := t.base.SendBatch(ctx, batch).Close(); err != nil {
 			return err
@@ -196,7 +324,7 @@ func (t *Transaction) commitNested(ctx context.Context, batch *pgx.Batch) error 
 // than once and after Commit. A connection that cannot be rolled back is closed,
 // which makes the server roll back.
 func (t *Transaction) Rollback(ctx context.Context) {
-	if t.tx.shared.closed.Swap(true) {
+	if t.tx.shared.closed.Swap(true) || t.abandoned {
 		return
 	}
 	defer t.release()
@@ -213,6 +341,13 @@ func (t *Transaction) Rollback(ctx context.Context) {
 	}
 	if _, err := t.conn.Exec(ctx, "rollback"); err != nil {
 		_ = t.conn.Close(ctx)
+	}
+}
+
+// release gives the connection back to the pool that it came from.
+func (t *Transaction) release() {
+	if t.pooled != nil {
+		t.pooled.Release()
 	}
 }
 

@@ -2,6 +2,8 @@ package txhelper
 
 import (
 	"context"
+	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
@@ -13,29 +15,78 @@ import (
 // from being committed. Begin nests as usual.
 //
 // It remembers a serialization failure or deadlock that any statement met, so
-// that its owner retries even where the error was ignored.
+// that its owner retries even where the error was ignored. What rolls back a
+// nested transaction also undoes the failure that it met, and that is forgotten:
+// a whole transaction that cannot go on under SERIALIZABLE says so at its commit.
 type Tx struct {
 	// Embedded so that methods pgx adds to its interface keep working.
 	pgx.Tx
 	shared *txShared
-	nested bool
+	// parent is what this transaction is nested in, nil where in none.
+	parent *Tx
 }
 
 // txShared is what a transaction and those nested in it have in common.
 type txShared struct {
 	doomed atomic.Bool
 	closed atomic.Bool
-	seen   atomic.Pointer[error]
+	// lost is the error that a statement met when the connection broke.
+	lost atomic.Pointer[error]
+
+	mu   sync.Mutex
+	seen []seenError
+}
+
+// seenError is a retryable error and the transaction whose statement met it.
+type seenError struct {
+	err error
+	tx  *Tx
 }
 
 func newTx(base pgx.Tx) *Tx { return &Tx{Tx: base, shared: &txShared{}} }
 
-// note remembers a retryable error and returns err.
+// note remembers a retryable error, or that the connection has been lost, and
+// returns err.
 func (tx *Tx) note(err error) error {
-	if err != nil && IsRetryable(err) {
-		tx.shared.seen.CompareAndSwap(nil, &err)
+	if err == nil {
+		return nil
+	}
+	if IsRetryable(err) {
+		tx.shared.mu.Lock()
+		tx.shared.seen = append(tx.shared.seen, seenError{err, tx})
+		tx.shared.mu.Unlock()
+	}
+	if tx.Conn().IsClosed() {
+		tx.shared.lost.CompareAndSwap(nil, &err)
 	}
 	return err
+}
+
+// retryable returns the first retryable error that was met and not undone.
+func (s *txShared) retryable() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.seen) == 0 {
+		return nil
+	}
+	return s.seen[0].err
+}
+
+// forget drops what was met in tx and in transactions nested in it.
+func (s *txShared) forget(tx *Tx) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = slices.DeleteFunc(s.seen, func(seen seenError) bool { return seen.tx.in(tx) })
+}
+
+// in reports whether tx is outer or nested in it.
+func (tx *Tx) in(outer *Tx) bool {
+	for ; tx != nil; tx = tx.parent {
+		if tx == outer {
+			return true
+		}
+	}
+	return false
 }
 
 // Begin starts a nested transaction, a savepoint, which the caller does commit
@@ -48,7 +99,7 @@ func (tx *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
 	if err != nil {
 		return nil, tx.note(err)
 	}
-	return &Tx{Tx: base, shared: tx.shared, nested: true}, nil
+	return &Tx{Tx: base, shared: tx.shared, parent: tx}, nil
 }
 
 // Commit releases a nested transaction. Otherwise it returns ErrOwned and keeps
@@ -57,7 +108,7 @@ func (tx *Tx) Commit(ctx context.Context) error {
 	if tx.shared.closed.Load() {
 		return pgx.ErrTxClosed
 	}
-	if tx.nested {
+	if tx.parent != nil {
 		return tx.note(tx.Tx.Commit(ctx))
 	}
 	tx.shared.doomed.Store(true)
@@ -70,8 +121,12 @@ func (tx *Tx) Rollback(ctx context.Context) error {
 	if tx.shared.closed.Load() {
 		return pgx.ErrTxClosed
 	}
-	if tx.nested {
-		return tx.note(tx.Tx.Rollback(ctx))
+	if tx.parent != nil {
+		err := tx.Tx.Rollback(ctx)
+		if err == nil {
+			tx.shared.forget(tx)
+		}
+		return tx.note(err)
 	}
 	tx.shared.doomed.Store(true)
 	return ErrOwned

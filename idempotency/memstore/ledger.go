@@ -78,11 +78,8 @@ func (l *ledger) begin(w *work, params *idempotency.BeginParams) (*idempotency.O
 
 // held returns the record in progress that the claim holds.
 func (l *ledger) held(w *work, claim *idempotency.Claim) (*idempotency.Record, error) {
-	if claim == nil {
-		return nil, idempotency.ErrNotClaimed
-	}
-	if claim.ID == (idempotency.ClaimID{}) {
-		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrNotClaimed}
+	if err := claim.Validate(); err != nil {
+		return nil, err
 	}
 	record, _ := l.find(w, claim.Key)
 	holder := l.holders[claim.Key]
@@ -94,6 +91,9 @@ func (l *ledger) held(w *work, claim *idempotency.Claim) (*idempotency.Record, e
 
 // complete returns the record itself, for the caller to clone.
 func (l *ledger) complete(w *work, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
+	if err := claim.ValidateComplete(); err != nil {
+		return nil, err
+	}
 	record, err := l.held(w, claim)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/memstore"
@@ -46,7 +47,7 @@ func TestTxCommitSaysWhy(t *testing.T) {
 	}
 
 	lost := store.NewTx()
-	claim := &idempotency.Claim{Key: params("b").Key, ID: idempotency.NewClaimID()}
+	claim := &idempotency.Claim{Key: params("b").Key, ID: idempotency.NewClaimID(), TTL: time.Hour}
 	if _, err := store.WithTx(lost).Complete(ctx, claim, &idempotency.Response{Type: idempotency.TypeNone}); !errors.Is(err, idempotency.ErrClaimLost) {
 		t.Fatal(err)
 	}

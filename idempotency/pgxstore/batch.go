@@ -61,7 +61,7 @@ func (v *verbs) BeginMany(ctx context.Context, params []*idempotency.BeginParams
 		wanted = append(wanted, i)
 	}
 	if err := b.begin(ctx, wanted); err != nil {
-		return nil, explainMany("begin many", err)
+		return nil, v.explainMany("begin many", lostBeforeCommit(err))
 	}
 	return b.results, nil
 }
@@ -104,19 +104,17 @@ func (b *batch) insert(ctx context.Context, wanted []int) (inserted int64, err e
 	queries, columns := b.store.queries, b.columns(wanted)
 	flight := &pgx.Batch{}
 	flight.Queue("SAVEPOINT samecommit_batch")
-	txhelper.Queue(flight, func(q txhelper.Querier) error {
-		return queries.KeyBeginMany(ctx, q, &db.KeyBeginManyParams{
-			ClaimID: uuid(b.claimID), LockTimeout: fmt.Sprintf("%dms", batchLockTimeout.Milliseconds()),
-		})
+	_ = queries.KeyBeginMany(ctx, txhelper.Queue(flight, nil), &db.KeyBeginManyParams{
+		ClaimID: uuid(b.claimID), LockTimeout: fmt.Sprintf("%dms", batchLockTimeout.Milliseconds()),
 	})
-	txhelper.Queue(flight, func(q txhelper.Querier) (err error) {
+	txhelper.QueueStep(flight, func(q txhelper.Querier) (err error) {
 		inserted, err = queries.KeyClaimMany(ctx, q, &db.KeyClaimManyParams{
 			ClaimID: uuid(b.claimID), Scopes: columns.scopes, IDs: columns.ids,
 			Fingerprints: columns.fingerprints, LockIDs: columns.lockIDs, Hints: b.hints,
 		})
 		return err
 	})
-	txhelper.Queue(flight, func(q txhelper.Querier) error { return queries.KeyClaimedMany(ctx, q) })
+	_ = queries.KeyClaimedMany(ctx, txhelper.Queue(flight, nil))
 	flight.Queue("RELEASE SAVEPOINT samecommit_batch")
 	err = b.tx.SendBatch(ctx, flight).Close()
 	if sqlState(err) != codeLockTimeout {
@@ -133,8 +131,12 @@ func (b *batch) insert(ctx context.Context, wanted []int) (inserted int64, err e
 // returns those that are to be had, as far as the row tells.
 func (b *batch) look(ctx context.Context, wanted []int) (undecided []int, err error) {
 	columns := b.columns(wanted)
-	found, err := b.store.queries.KeyGetMany(ctx, b.tx, &db.KeyGetManyParams{
-		Scopes: columns.scopes, IDs: columns.ids, LockIDs: columns.lockIDs,
+	var found []*db.KeyGetManyRow
+	err = b.store.sendByIndex(ctx, b.tx, func(q txhelper.Querier) (err error) {
+		found, err = b.store.queries.KeyGetMany(ctx, q, &db.KeyGetManyParams{
+			Scopes: columns.scopes, IDs: columns.ids, LockIDs: columns.lockIDs,
+		})
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -160,7 +162,7 @@ func (b *batch) judge(i int, found *db.KeyGetManyRow) bool {
 		return true
 	}
 	now := &row{key: key, KeyGetRow: &db.KeyGetRow{
-		Status: found.Status, ClaimID: found.ClaimID, Attempt: found.Attempt, Fingerprint: found.Fingerprint,
+		ClaimID: found.ClaimID, Attempt: found.Attempt, Fingerprint: found.Fingerprint,
 		Response: found.Response, ResponseType: found.ResponseType, CreatedAt: found.CreatedAt, UpdatedAt: found.UpdatedAt,
 		LockedUntil: found.LockedUntil, ExpiresAt: found.ExpiresAt, Unfinished: found.Unfinished, ReadAt: found.ReadAt,
 	}}
@@ -191,20 +193,20 @@ func (b *batch) claimed(i int, attempt int32) {
 // which it got.
 func (b *batch) reclaim(ctx context.Context, wanted []int) error {
 	columns := b.columns(wanted)
-	claimIDs, statuses, lockedUntils := make([]pgtype.UUID, len(wanted)), make([]int16, len(wanted)), make([]time.Time, len(wanted))
+	claimIDs := make([]pgtype.UUID, len(wanted))
+	expiresAts, lockedUntils := make([]pgtype.Timestamptz, len(wanted)), make([]pgtype.Timestamptz, len(wanted))
 	for place, i := range wanted {
 		seen := b.seen[i]
-		claimIDs[place], statuses[place] = seen.ClaimID, seen.Status
-		if seen.LockedUntil != nil {
-			lockedUntils[place] = *seen.LockedUntil
-		}
+		claimIDs[place], expiresAts[place], lockedUntils[place] = seen.ClaimID, seen.ExpiresAt, seen.LockedUntil
 	}
-	_, err := b.store.queries.KeyReclaimMany(ctx, b.tx, &db.KeyReclaimManyParams{
-		ClaimID: uuid(b.claimID), Scopes: columns.scopes, IDs: columns.ids,
-		Fingerprints: columns.fingerprints, LockIDs: columns.lockIDs, Hints: b.hints,
-		SeenClaimIDs: claimIDs, SeenStatuses: statuses, SeenLockedUntils: lockedUntils,
+	return b.store.sendByIndex(ctx, b.tx, func(q txhelper.Querier) error {
+		_, err := b.store.queries.KeyReclaimMany(ctx, q, &db.KeyReclaimManyParams{
+			ClaimID: uuid(b.claimID), Scopes: columns.scopes, IDs: columns.ids,
+			Fingerprints: columns.fingerprints, LockIDs: columns.lockIDs, Hints: b.hints,
+			SeenClaimIDs: claimIDs, SeenExpiresAts: expiresAts, SeenLockedUntils: lockedUntils,
+		})
+		return err
 	})
-	return err
 }
 
 // keyColumns are keys as arrays of columns.
@@ -229,9 +231,13 @@ func (b *batch) columns(wanted []int) keyColumns {
 // idempotency.BatchVerbs.
 func (v *verbs) CompleteMany(ctx context.Context, claims []*idempotency.Claim, responses []*idempotency.Response) ([]*idempotency.Record, error) {
 	params := &db.KeyCompleteManyParams{}
+	var refused error
 	for i, claim := range claims {
 		if err := responses[i].Validate(); err != nil {
 			return nil, err
+		}
+		if err := claim.ValidateComplete(); err != nil {
+			claim, refused = noClaim, err
 		}
 		params.Scopes, params.IDs = append(params.Scopes, claim.Key.Scope), append(params.IDs, claim.Key.ID)
 		params.ClaimIDs = append(params.ClaimIDs, uuid(claim.ID))
@@ -242,20 +248,30 @@ func (v *verbs) CompleteMany(ctx context.Context, claims []*idempotency.Claim, r
 	if err := v.check(); err != nil {
 		return nil, err
 	}
-	done, err := v.store.queries.KeyCompleteMany(ctx, v.tx, params)
+	var done []*db.KeyCompleteManyRow
+	err := v.store.sendByIndex(ctx, v.tx, func(q txhelper.Querier) (err error) {
+		done, err = v.store.queries.KeyCompleteMany(ctx, q, params)
+		return err
+	})
+	if err != nil {
+		v.abort(ctx)
+	}
+	if refused != nil {
+		return nil, refused
+	}
 	if sqlState(err) == codeDivisionByZero {
 		return nil, fmt.Errorf("%w: one of a batch: roll the transaction back", idempotency.ErrClaimLost)
 	}
 	if err != nil {
-		return nil, explainMany("complete many", err)
+		return nil, v.explainMany("complete many", lostBeforeCommit(err))
 	}
 	records := make([]*idempotency.Record, len(claims))
 	for _, one := range done {
 		i := one.Place - 1
 		completed := &row{key: claims[i].Key, KeyGetRow: &db.KeyGetRow{
-			Status: statusCompleted, ClaimID: uuid(claims[i].ID), Attempt: one.Attempt, Fingerprint: one.Fingerprint,
-			Response: responses[i].Body, ResponseType: &responses[i].Type,
-			CreatedAt: one.CreatedAt, UpdatedAt: one.UpdatedAt, ExpiresAt: &one.ExpiresAt,
+			ClaimID: uuid(claims[i].ID), Attempt: one.Attempt, Fingerprint: one.Fingerprint,
+			Response: responses[i].Body, ResponseType: pgtype.Text{String: responses[i].Type, Valid: true},
+			CreatedAt: one.CreatedAt, UpdatedAt: one.UpdatedAt, ExpiresAt: one.ExpiresAt,
 		}}
 		if records[i], err = completed.record(); err != nil {
 			return nil, err
@@ -265,11 +281,19 @@ func (v *verbs) CompleteMany(ctx context.Context, claims []*idempotency.Claim, r
 }
 
 // explainMany is explain for a statement about many keys.
-func explainMany(doing string, err error) error {
+func (v *verbs) explainMany(doing string, err error) error {
 	var inProgress *idempotency.InProgressError
 	if errors.As(err, &inProgress) {
 		return err
 	}
+	return explainMany(doing, v.immediate(err))
+}
+
+func explainMany(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = withoutDetail(err)
 	if cause := sentinel(err); cause != nil {
 		return fmt.Errorf("%w: %s: %w", cause, doing, err)
 	}

@@ -22,37 +22,69 @@ var ErrNotMigrated = errors.New(`pgxstore: table "idempotency_keys" is missing o
 // scope from it.
 var ErrInsufficientPrivilege = errors.New(`pgxstore: PostgreSQL refused access to "idempotency_keys": check the role's grants and, under row-level security, that Config.Settings sets the tenant of the key's scope, or in WithTx and DoTx the caller: docs/tenancy.md`)
 
+// ErrTableMoved means that the function of Do set search_path, or made a temporary
+// table, so that "idempotency_keys" is another table than the one that was asked
+// for the key. Nothing was committed.
+var ErrTableMoved = errors.New(`pgxstore: search_path finds another "idempotency_keys" than when the operation began, so nothing was committed: set search_path for the whole transaction with Config.Settings, or on the connection, and name no temporary table so`)
+
+// ErrTemporaryTable means that the session has a temporary table
+// "idempotency_keys", which hides the real one and ends with the session. Nothing
+// was run.
+var ErrTemporaryTable = errors.New(`pgxstore: a temporary table hides "idempotency_keys" on this connection: drop it`)
+
+// ErrRowSuppressed means that PostgreSQL did not write the row of the key and
+// raised no error: a row trigger or a rule on "idempotency_keys" suppressed it.
+// Nothing was committed.
+var ErrRowSuppressed = errors.New(`pgxstore: the row of the key was not written, so nothing was committed: look for a row trigger or a rule on "idempotency_keys" that returns NULL or does something instead`)
+
+// ErrConstraintsImmediate means that the transaction has made the guard of
+// unfinished keys immediate, by SET CONSTRAINTS ALL IMMEDIATE for one, so that no
+// key can be begun in it.
+var ErrConstraintsImmediate = errors.New("pgxstore: the guard of unfinished keys is checked at once in this transaction: roll back, and run SET CONSTRAINTS idempotency_keys_completed_before_commit DEFERRED after SET CONSTRAINTS ALL IMMEDIATE")
+
+// ErrPreparedStatement means that a prepared statement of pgx's cache was not
+// there, or was another client's (42P05, 26000): a pooler gives one server
+// connection to several clients.
+var ErrPreparedStatement = errors.New("pgxstore: a prepared statement of pgx's cache is not this client's: behind a transaction pooler set default_query_exec_mode=cache_describe, or use pgbouncer 1.21 or later with max_prepared_statements")
+
 // errTryAgain: another transaction changed the row between our look and our
 // write, and left no live answer. A fresh transaction decides anew.
 var errTryAgain = fmt.Errorf("%w: another transaction changed the key meanwhile", idempotency.ErrSerializationFailure)
 
 // SQLSTATEs that our statements raise, or meet, on purpose.
 const (
-	codeDivisionByZero  = "22012" // the row is no longer as it was seen, or the claim is lost
-	codeInvalidText     = "22P02" // the transaction that did the work has ended
-	codeUniqueViolation = "23505"
-	codeNoPrivilege     = "42501"
-	codeLockTimeout     = "55P03"
-	codeUndefinedTable  = "42P01"
-	codeUndefinedColumn = "42703"
-	codeForeignKey      = "23503"
-	codeReadOnly        = "25006"
-	codeNoTransaction   = "25P01"
-	codeTxAborted       = "25P02"
+	codeDivisionByZero    = "22012" // the row is no longer as it was seen, or the claim is lost
+	codeInvalidText       = "22P02" // the transaction that did the work has ended
+	codeUniqueViolation   = "23505"
+	codeNoPrivilege       = "42501"
+	codeLockTimeout       = "55P03"
+	codeUndefinedTable    = "42P01"
+	codeUndefinedColumn   = "42703"
+	codeForeignKey        = "23503"
+	codeReadOnly          = "25006"
+	codeNoTransaction     = "25P01"
+	codeTxAborted         = "25P02"
+	codeDuplicateName     = "42P05" // of a prepared statement
+	codeUndefinedName     = "26000" // of a prepared statement
+	codeIdleInTransaction = "25P03" // idle_in_transaction_session_timeout has ended the connection
 )
 
 // guard is the constraint that keeps a key which was begun and not completed
 // from being committed.
 const guard = "idempotency_keys_completed_before_commit"
 
-// endedText is what KeyInsertCompleted and KeyReplaceCompleted take for a status
-// where the transaction that did the work has ended. PostgreSQL's message quotes
-// it in every language, and that of a policy or trigger does not.
-const endedText = "the transaction that did the work has ended"
+// What our statements cast to a number where they must fail. PostgreSQL's message
+// quotes it in every language, and that of a policy or trigger does not.
+const (
+	endedText      = "the transaction that did the work has ended"
+	movedText      = "search_path finds another table than when the work began"
+	suppressedText = "a trigger or rule kept the row from being written"
+	nestedText     = "this transaction already runs under the key"
+)
 
-func saysEnded(err error) bool {
+func says(err error, text string) bool {
 	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Code == codeInvalidText && strings.Contains(pgErr.Message, endedText)
+	return errors.As(err, &pgErr) && pgErr.Code == codeInvalidText && strings.Contains(pgErr.Message, text)
 }
 
 func sqlState(err error) string {
@@ -63,6 +95,37 @@ func sqlState(err error) string {
 	return ""
 }
 
+// withoutDetail returns err so that errors.As finds PostgreSQL's error in it
+// without the parts that may quote a row or a parameter. It is for errors of our
+// own statements.
+func withoutDetail(err error) error {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || pgErr.Detail == "" && pgErr.Where == "" && pgErr.InternalQuery == "" {
+		return err
+	}
+	bare := *pgErr
+	bare.Detail, bare.Where, bare.InternalQuery = "", "", ""
+	return &withoutDetailError{err, &bare}
+}
+
+// withoutDetailError is err with bare in the place of PostgreSQL's error. It has no
+// Unwrap, which would lead to that one.
+type withoutDetailError struct {
+	err  error
+	bare *pgconn.PgError
+}
+
+func (e *withoutDetailError) Error() string        { return e.err.Error() }
+func (e *withoutDetailError) Is(target error) bool { return errors.Is(e.err, target) }
+
+func (e *withoutDetailError) As(target any) bool {
+	if found, ok := target.(**pgconn.PgError); ok {
+		*found = e.bare
+		return true
+	}
+	return errors.As(e.err, target)
+}
+
 // explain turns an error of one of our statements into the package's terms.
 func (s *Store) explain(key idempotency.Key, doing string, err error) error {
 	var keyErr *idempotency.KeyError
@@ -70,6 +133,7 @@ func (s *Store) explain(key idempotency.Key, doing string, err error) error {
 	if err == nil || errors.As(err, &keyErr) || errors.As(err, &paramErr) {
 		return err
 	}
+	err = withoutDetail(err)
 	if cause := sentinel(err); cause != nil {
 		return &idempotency.KeyError{Key: key, Err: fmt.Errorf("%w: %s: %w", cause, doing, err)}
 	}
@@ -82,21 +146,48 @@ func sentinel(err error) error {
 	switch {
 	case errors.Is(err, pgx.ErrTxClosed):
 		return idempotency.ErrTxEnded
+	case errors.Is(err, ErrConstraintsImmediate):
+		return nil
+	case !errors.Is(err, txhelper.ErrConnectionLost) && txhelper.IsRetryable(err):
+		return idempotency.ErrSerializationFailure
+	case isUnavailable(err):
+		return idempotency.ErrUnavailable
 	case !errors.As(err, &pgErr):
 		return nil
 	case pgErr.Code == codeNoTransaction:
 		return idempotency.ErrTxEnded
-	case txhelper.IsRetryable(err):
-		return idempotency.ErrSerializationFailure
 	case pgErr.Code == codeTxAborted:
 		return idempotency.ErrTxAborted
 	case pgErr.Code == codeReadOnly:
 		return idempotency.ErrReadOnly
-	case pgErr.Code == codeForeignKey && pgErr.ConstraintName == guard:
+	case says(err, nestedText):
+		return idempotency.ErrNested
+	case isGuard(err):
 		// The guard acts at commit, so the statement was its own transaction.
 		return idempotency.ErrTxEnded
 	}
 	return nil
+}
+
+// isGuard reports whether err is the guard's.
+func isGuard(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == codeForeignKey && pgErr.ConstraintName == guard
+}
+
+// explain is Store.explain for a statement in the caller's transaction.
+func (v *verbs) explain(key idempotency.Key, doing string, err error) error {
+	return v.store.explain(key, doing, v.immediate(err))
+}
+
+// immediate tells an error of the guard that left the transaction aborted, as it
+// does where SET CONSTRAINTS made it immediate, from one that ended a transaction
+// of the statement's own.
+func (v *verbs) immediate(err error) error {
+	if isGuard(err) && v.tx.Conn() != nil && v.tx.Conn().PgConn().TxStatus() == 'E' {
+		return fmt.Errorf("%w: %w", ErrConstraintsImmediate, withoutDetail(err))
+	}
+	return err
 }
 
 func explainSchema(doing string, err error) error {
@@ -108,14 +199,40 @@ func explainSchema(doing string, err error) error {
 		return fmt.Errorf("%w: %w", ErrNotMigrated, err)
 	case codeNoPrivilege:
 		return fmt.Errorf("%w: %s: %w", ErrInsufficientPrivilege, doing, err)
+	case codeDuplicateName, codeUndefinedName:
+		var pgErr *pgconn.PgError
+		if errors.As(err, &pgErr) && strings.Contains(pgErr.Message, "stmtcache_") {
+			return fmt.Errorf("%w: %s: %w", ErrPreparedStatement, doing, err)
+		}
 	}
 	return fmt.Errorf("pgxstore: %s: %w", doing, err)
+}
+
+// checkEncoding refuses a connection on which the server would translate a key: it
+// would be another key there than on a connection that sends UTF-8.
+func checkEncoding(conn *pgx.Conn) error {
+	if conn == nil {
+		return nil
+	}
+	return checkEncodingOf(conn.PgConn())
+}
+
+func checkEncodingOf(conn *pgconn.PgConn) error {
+	switch encoding := conn.ParameterStatus("client_encoding"); encoding {
+	case "", "UTF8", "SQL_ASCII":
+		return nil
+	default:
+		return &idempotency.ParamError{Field: "client_encoding", Reason: "is " + encoding + "; keys are UTF-8: set client_encoding to UTF8 in the connection's URL"}
+	}
 }
 
 // explainOwned adds the core's sentinel to txhelper's, which imports only pgx.
 func explainOwned(err error) error {
 	if errors.Is(err, txhelper.ErrOwned) || errors.Is(err, txhelper.ErrEnded) {
 		return fmt.Errorf("%w: %w", idempotency.ErrOwned, err)
+	}
+	if errors.Is(err, txhelper.ErrAborted) || errors.Is(err, txhelper.ErrRowsOpen) {
+		return fmt.Errorf("%w: %w", idempotency.ErrTxAborted, err)
 	}
 	return err
 }
@@ -144,14 +261,4 @@ func (tx ownedTx) Rollback(ctx context.Context) error { return explainOwned(tx.T
 func runKey(tx pgx.Tx) idempotency.Key {
 	owned, _ := tx.(ownedTx)
 	return owned.runKey
-}
-
-func checkClaim(claim *idempotency.Claim) error {
-	if claim == nil {
-		return &idempotency.KeyError{Err: idempotency.ErrNotClaimed}
-	}
-	if claim.ID == (idempotency.ClaimID{}) {
-		return &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrNotClaimed}
-	}
-	return nil
 }

@@ -13,18 +13,32 @@ import (
 	"github.com/samecommit/samecommit/txhelper"
 )
 
-// Values of idempotency_keys.status.
-const (
-	statusInProgress int16 = 1
-	statusCompleted  int16 = 2
-)
-
 func uuid(id idempotency.ClaimID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
+
+func interval(duration time.Duration) pgtype.Interval {
+	return pgtype.Interval{Microseconds: duration.Microseconds(), Valid: true}
+}
 
 // row is one look at a key, with the database's time of that look.
 type row struct {
 	*db.KeyGetRow
 	key idempotency.Key
+}
+
+// queueLookUp queues lookUp. found is called when the result is read, if the key
+// has a row.
+func (s *Store) queueLookUp(ctx context.Context, batch *pgx.Batch, key idempotency.Key, found func(*row)) {
+	seen := &row{key: key}
+	done := func(err error) error {
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		if err == nil {
+			found(seen)
+		}
+		return err
+	}
+	seen.KeyGetRow, _ = s.queries.KeyGet(ctx, txhelper.Queue(batch, done), &db.KeyGetParams{Scope: key.Scope, ID: key.ID})
 }
 
 // lookUp returns nil where the key has no row.
@@ -39,30 +53,27 @@ func (s *Store) lookUp(ctx context.Context, q txhelper.Querier, key idempotency.
 	return &row{KeyGetRow: found, key: key}, nil
 }
 
+// completed reports whether the row holds an answer, which may have expired.
+func (r *row) completed() bool { return r != nil && r.ExpiresAt.Valid }
+
 // live reports whether the row is an answer to replay.
-func (r *row) live() bool {
-	return r != nil && r.Status == statusCompleted && r.ExpiresAt.After(r.ReadAt)
-}
+func (r *row) live() bool { return r.completed() && r.ExpiresAt.Time.After(r.ReadAt.Time) }
 
 // leased reports whether a lease holds the key.
 func (r *row) leased() bool {
-	return r != nil && r.Status == statusInProgress && r.LockedUntil != nil && r.LockedUntil.After(r.ReadAt)
+	return r != nil && r.LockedUntil.Valid && r.LockedUntil.Time.After(r.ReadAt.Time)
 }
 
 // unfinished reports whether the key was begun in a transaction. Such a row is
 // visible only to that transaction, unless the guard was disabled.
-func (r *row) unfinished() bool {
-	return r != nil && r.Status == statusInProgress && r.LockedUntil == nil
-}
+func (r *row) unfinished() bool { return r != nil && r.Unfinished.Valid }
 
 // same reports whether nothing has happened to the key between two looks.
 func (r *row) same(other *row) bool {
-	return other != nil && r.ClaimID == other.ClaimID && r.Status == other.Status && equalTime(r.LockedUntil, other.LockedUntil)
+	return other != nil && r.ClaimID == other.ClaimID && equalTime(r.ExpiresAt, other.ExpiresAt) && equalTime(r.LockedUntil, other.LockedUntil)
 }
 
-func equalTime(a, b *time.Time) bool {
-	return a == b || a != nil && b != nil && a.Equal(*b)
-}
+func equalTime(a, b pgtype.Timestamptz) bool { return a.Valid == b.Valid && a.Time.Equal(b.Time) }
 
 // outcome judges a row whose state alone decides; nil where the key is to be
 // had, as far as the row tells.
@@ -79,7 +90,7 @@ func (r *row) outcome(fingerprint idempotency.Fingerprint) (*idempotency.Outcome
 		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, nil
 	case r.leased():
 		record, err := r.record()
-		return &idempotency.Outcome{State: idempotency.InProgress, Record: record, RetryAfter: r.LockedUntil.Sub(r.ReadAt)}, err
+		return &idempotency.Outcome{State: idempotency.InProgress, Record: record, RetryAfter: r.LockedUntil.Time.Sub(r.ReadAt.Time)}, err
 	}
 	return nil, nil //nolint:nilnil // Undecided is an answer, not an error.
 }
@@ -95,16 +106,14 @@ func (r *row) record() (*idempotency.Record, error) {
 		ClaimID:     r.ClaimID.Bytes,
 		Attempt:     int(r.Attempt),
 		Fingerprint: fingerprint,
-		CreatedAt:   r.CreatedAt,
-		UpdatedAt:   r.UpdatedAt,
+		CreatedAt:   r.CreatedAt.Time,
+		UpdatedAt:   r.UpdatedAt.Time,
+		LockedUntil: r.LockedUntil.Time,
+		ExpiresAt:   r.ExpiresAt.Time,
 	}
-	if r.Status == statusCompleted {
+	if r.completed() {
 		record.State = idempotency.Completed
-		record.Response = &idempotency.Response{Type: *r.ResponseType, Body: r.Response}
-		record.ExpiresAt = *r.ExpiresAt
-	}
-	if r.LockedUntil != nil {
-		record.LockedUntil = *r.LockedUntil
+		record.Response = &idempotency.Response{Type: r.ResponseType.String, Body: r.Response}
 	}
 	return record, nil
 }
@@ -116,15 +125,15 @@ func (s *Store) get(ctx context.Context, q txhelper.Querier, key idempotency.Key
 	}
 	found, err := s.lookUp(ctx, q, key)
 	if err != nil {
-		return nil, s.explain(key, "get", err)
+		return nil, s.explain(key, "get", lostBeforeCommit(err))
 	}
-	if found == nil || found.Status == statusCompleted && !found.live() {
+	if found == nil || found.completed() && !found.live() {
 		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNotFound}
 	}
 	if found.unfinished() {
 		own, err := s.isOwn(ctx, q, found)
 		if err != nil {
-			return nil, s.explain(key, "get", err)
+			return nil, s.explain(key, "get", lostBeforeCommit(err))
 		}
 		if !own {
 			return nil, strayError(key)

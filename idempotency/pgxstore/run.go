@@ -19,14 +19,27 @@ func (s *Store) Run(ctx context.Context, params *idempotency.BeginParams, fn fun
 	if err := params.ValidateTx(); err != nil {
 		return nil, false, err
 	}
+	connecting, leftNothing := s.connectTimeout, 0
 	err = txhelper.Retry(ctx, s.db, &s.options, func(ctx context.Context) error {
-		r := &run{store: s, params: params, claimID: idempotency.NewClaimID()}
+		r := &run{store: s, params: params, claimID: idempotency.NewClaimID(), connecting: &connecting}
 		outcome, executed, err = r.try(ctx, fn)
+		var lost *leftNothingError
+		if errors.As(err, &lost) {
+			leftNothing++
+			lost.last = leftNothing == maxLeftNothing
+		}
 		return err
 	})
 	var exceeded *txhelper.AttemptsExceededError
-	if errors.As(err, &exceeded) {
-		err = s.explain(params.Key, "run", err)
+	var lost *leftNothingError
+	switch {
+	case errors.As(err, &lost):
+		err = lost.unavailable(ctx, params.Key)
+	case errors.As(err, &exceeded):
+		// The last try's error may be fn's own, which is left as it is.
+		if cause := sentinel(err); cause != nil {
+			err = &idempotency.KeyError{Key: params.Key, Err: fmt.Errorf("%w: run: %w", cause, err)}
+		}
 	}
 	if err != nil {
 		return nil, false, explainOwned(err)
@@ -39,33 +52,55 @@ type run struct {
 	store   *Store
 	params  *idempotency.BeginParams
 	claimID idempotency.ClaimID
+	// connecting is what is left of Config.ConnectTimeout, for all tries.
+	connecting *time.Duration
 	// seen is the row that the answer replaces: an expired answer, or a claim
 	// whose lease has ended. Nil where the key had no row.
 	seen *row
 }
 
 func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (*idempotency.Response, error)) (*idempotency.Outcome, bool, error) {
-	lookInside := r.store.options.TxOptions.IsoLevel != pgx.Serializable
+	lookInside := r.store.options.TxOptions.IsoLevel != pgx.Serializable && !r.store.serializable.Load()
 	if !lookInside {
 		// Inside, the read would leave a predicate lock in the index and abort
 		// neighbours that have nothing to do with this key.
-		var err error
-		if r.seen, err = r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key); err != nil {
+		err := r.store.reach(ctx, r.connecting, func(ctx context.Context) (err error) {
+			r.seen, err = r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)
+			return err
+		})
+		if err != nil {
 			return nil, false, r.explain(err)
 		}
 		if outcome, err := r.decided(); outcome != nil || err != nil {
-			return outcome, false, err
+			return r.replay(ctx, r.seen, outcome, err)
 		}
 	}
-	transaction, lock, err := r.open(ctx, &r.store.options, lookInside)
+	var lock *db.KeyTryLockRow
+	transaction, err := r.begin(ctx, func(ctx context.Context) (transaction *txhelper.Transaction, err error) {
+		transaction, lock, err = r.open(ctx, r.store.db, &r.store.options, lookInside)
+		return transaction, err
+	})
 	if err != nil {
 		return nil, false, r.explain(err)
 	}
 	// Also on panic and runtime.Goexit, which pass through unchanged.
 	defer transaction.Rollback(ctx)
 
+	if lookInside && lock.Serializable && !transaction.Nested() {
+		// The server's default is SERIALIZABLE, unlike our options.
+		r.store.serializable.Store(true)
+		transaction.Rollback(ctx)
+		return r.try(ctx, fn)
+	}
+	if err := checkEncoding(transaction.Tx().Conn()); err != nil {
+		return nil, false, err
+	}
+	if lock.Temporary {
+		return nil, false, ErrTemporaryTable
+	}
 	if outcome, err := r.decided(); outcome != nil || err != nil {
-		return outcome, false, err
+		transaction.Rollback(ctx) // what confirms looks again, over one connection
+		return r.replay(ctx, r.seen, outcome, err)
 	}
 	if lock.ReadOnly {
 		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: idempotency.ErrReadOnly}
@@ -79,6 +114,9 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		err = response.Validate()
 	}
 	if cause := transaction.Cause(err); cause != nil {
+		if transaction.Tx().Conn().IsClosed() && endedIdle(cause) {
+			cause = r.idle(cause)
+		}
 		transaction.Rollback(ctx)
 		return r.afterFailure(ctx, cause)
 	}
@@ -86,8 +124,8 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		// A new transaction: fn's may have been aborted by an SQL error, which
 		// is what it wants recorded.
 		transaction.Rollback(ctx)
-		transaction, err = r.store.open(ctx, &r.store.options, func(batch *pgx.Batch) {
-			txhelper.Queue(batch, r.tryLock(ctx, nil))
+		transaction, err = r.begin(ctx, func(ctx context.Context) (*txhelper.Transaction, error) {
+			return r.store.open(ctx, r.store.db, &r.store.options, func(batch *pgx.Batch) { r.queueTryLock(ctx, batch) })
 		})
 		if err != nil {
 			return nil, false, r.explain(err)
@@ -95,6 +133,15 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		defer transaction.Rollback(ctx)
 	}
 	return r.finish(ctx, transaction, response)
+}
+
+// begin opens a transaction once there is a server to open it on.
+func (r *run) begin(ctx context.Context, open func(ctx context.Context) (*txhelper.Transaction, error)) (transaction *txhelper.Transaction, err error) {
+	err = r.store.reach(ctx, r.connecting, func(ctx context.Context) (err error) {
+		transaction, err = open(ctx)
+		return err
+	})
+	return transaction, err
 }
 
 // decided judges the row that was seen, if there was one that leaves no choice.
@@ -108,105 +155,113 @@ func (r *run) decided() (*idempotency.Outcome, error) {
 	return r.seen.outcome(r.params.Fingerprint)
 }
 
-func (r *run) explain(err error) error { return r.store.explain(r.params.Key, "run", err) }
+// explain is for the errors of statements that no COMMIT came with, or that made
+// the server skip it.
+func (r *run) explain(err error) error {
+	return r.store.explain(r.params.Key, "run", lostBeforeCommit(err))
+}
+
+func (r *run) idle(err error) error {
+	return &idempotency.KeyError{Key: r.params.Key, Err: fmt.Errorf("%w: %w", ErrIdleTimeout, err)}
+}
 
 // open begins a transaction and tries the lock, and with look set also takes the
 // look that decides, all in one flight.
-func (r *run) open(ctx context.Context, options *txhelper.Options, look bool) (transaction *txhelper.Transaction, lock db.KeyTryLockRow, err error) {
-	transaction, err = r.store.open(ctx, options, func(batch *pgx.Batch) {
+func (r *run) open(ctx context.Context, database txhelper.DB, options *txhelper.Options, look bool) (transaction *txhelper.Transaction, lock *db.KeyTryLockRow, err error) {
+	transaction, err = r.store.open(ctx, database, options, func(batch *pgx.Batch) {
 		// Two statements: under READ COMMITTED the snapshot of one would be older
 		// than its lock, and miss the answer of the holder that has just let go
 		// of it. Under REPEATABLE READ it is older all the same: fn may then run
 		// in vain, and the unique index undoes it.
-		txhelper.Queue(batch, r.tryLock(ctx, &lock))
+		lock = r.queueTryLock(ctx, batch)
 		if look {
-			txhelper.Queue(batch, func(q txhelper.Querier) (err error) {
-				r.seen, err = r.store.lookUp(ctx, q, r.params.Key)
-				return err
-			})
+			r.store.queueLookUp(ctx, batch, r.params.Key, func(found *row) { r.seen = found })
 		}
 	})
 	return transaction, lock, err
 }
 
-// tryLock is in the first flight of every transaction here. It also leaves the
-// claim id with the transaction, which the last statement asks for.
-func (r *run) tryLock(ctx context.Context, lock *db.KeyTryLockRow) func(q txhelper.Querier) error {
-	return func(q txhelper.Querier) error {
-		tried, err := r.store.queries.KeyTryLock(ctx, q, &db.KeyTryLockParams{
-			LockID: lockID(r.params.Key), ClaimID: uuid(r.claimID), IdleTimeout: r.store.idleSetting(),
-		})
-		if err == nil && lock != nil {
-			*lock = *tried
-		}
-		return err
-	}
+// queueTryLock is in the first flight of every transaction here. It also leaves
+// the claim id with the transaction, which the last statement asks for.
+func (r *run) queueTryLock(ctx context.Context, batch *pgx.Batch) *db.KeyTryLockRow {
+	lock, _ := r.store.queries.KeyTryLock(ctx, txhelper.Queue(batch, nil), &db.KeyTryLockParams{
+		LockID: lockID(r.params.Key), ClaimID: uuid(r.claimID), IdleTimeout: r.store.idleSetting,
+	})
+	return lock
 }
 
 // finish writes the finished row and commits, in one flight. Where the row
 // cannot be written the server skips the commit.
 func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, response *idempotency.Response) (*idempotency.Outcome, bool, error) {
-	completed := &row{key: r.params.Key, KeyGetRow: &db.KeyGetRow{
-		Status: statusCompleted, ClaimID: uuid(r.claimID), Attempt: 1, Fingerprint: r.params.Fingerprint.Bytes(),
-		Response: response.Body, ResponseType: &response.Type,
-	}}
-	if r.seen != nil && r.seen.Status == statusInProgress {
-		completed.Attempt = r.seen.Attempt + 1
-	}
-	var insertErr error
+	var written *db.KeyInsertCompletedRow
+	insertErr := errNotSent
 	sent := time.Now()
 	err := transaction.Commit(ctx, func(batch *pgx.Batch) {
-		txhelper.Queue(batch, func(q txhelper.Querier) error {
-			insertErr = r.insert(ctx, q, completed)
-			return insertErr
+		written = r.queueInsert(ctx, batch, response, func(err error) error {
+			insertErr = err
+			return err
 		})
 	})
 	var ambiguous *txhelper.AmbiguousCommitError
 	switch {
 	case err == nil:
-		record, err := completed.record()
-		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, err
+		return &idempotency.Outcome{State: idempotency.Completed, Record: &idempotency.Record{
+			Key: r.params.Key, State: idempotency.Completed, ClaimID: r.claimID, Attempt: r.attempt(),
+			Fingerprint: r.params.Fingerprint, Response: &idempotency.Response{Type: response.Type, Body: response.Body},
+			CreatedAt: written.CreatedAt.Time, UpdatedAt: written.CreatedAt.Time, ExpiresAt: written.ExpiresAt.Time,
+		}}, true, nil
 	case errors.As(err, &ambiguous):
 		return r.resolve(ctx, ambiguous, sent)
-	case insertErr == nil || !errors.Is(err, insertErr):
-		return r.afterFailure(ctx, err)
+	case endedIdle(err):
+		return r.afterFailure(ctx, r.idle(err))
+	case errors.Is(err, txhelper.ErrLostBeforeCommit):
+		return r.afterFailure(ctx, r.explain(err))
+	case insertErr == nil:
+		return r.afterFailure(ctx, err) // of the commit itself
 	}
 	// Ours is known by its position: a constraint of the caller's, deferred to
 	// the commit, may raise the same codes.
-	switch state := sqlState(insertErr); {
+	switch state := sqlState(err); {
 	case state == codeUniqueViolation, state == codeDivisionByZero, state == codeLockTimeout:
 		return r.afterFailure(ctx, errTryAgain)
-	case saysEnded(insertErr):
+	case says(err, endedText):
 		return r.afterFailure(ctx, txhelper.ErrEnded)
+	case says(err, movedText):
+		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: ErrTableMoved}
+	case says(err, suppressedText):
+		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: ErrRowSuppressed}
 	default:
 		return r.afterFailure(ctx, r.explain(err))
 	}
 }
 
-// insert writes the finished row, and fills in the times that it got.
-func (r *run) insert(ctx context.Context, q txhelper.Querier, completed *row) error {
-	key, queries := r.params.Key, r.store.queries
-	var times *db.KeyInsertCompletedRow
-	var err error
+// errNotSent stands for the result of our last statement until it is read.
+var errNotSent = errors.New("pgxstore: statement was not sent")
+
+// attempt is the number of this claim.
+func (r *run) attempt() int {
+	if r.seen != nil && !r.seen.completed() {
+		return int(r.seen.Attempt) + 1
+	}
+	return 1
+}
+
+// queueInsert queues the statement that writes the finished row.
+func (r *run) queueInsert(ctx context.Context, batch *pgx.Batch, response *idempotency.Response, done func(err error) error) *db.KeyInsertCompletedRow {
+	key, queries, q := r.params.Key, r.store.queries, txhelper.Queue(batch, done)
 	if r.seen == nil {
-		times, err = queries.KeyInsertCompleted(ctx, q, &db.KeyInsertCompletedParams{
-			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: completed.Fingerprint,
-			Response: completed.Response, ResponseType: *completed.ResponseType, TTL: r.params.TTL,
+		written, _ := queries.KeyInsertCompleted(ctx, q, &db.KeyInsertCompletedParams{
+			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: r.params.Fingerprint.Bytes(),
+			Response: response.Body, ResponseType: response.Type, TTL: interval(r.params.TTL),
 		})
-	} else {
-		var replaced *db.KeyReplaceCompletedRow
-		replaced, err = queries.KeyReplaceCompleted(ctx, q, &db.KeyReplaceCompletedParams{
-			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: completed.Fingerprint, Attempt: completed.Attempt,
-			Response: completed.Response, ResponseType: *completed.ResponseType, TTL: r.params.TTL,
-			SeenClaimID: r.seen.ClaimID, SeenStatus: r.seen.Status, SeenLockedUntil: r.seen.LockedUntil,
-		})
-		times = (*db.KeyInsertCompletedRow)(replaced) // the same columns
+		return written
 	}
-	if err != nil {
-		return err
-	}
-	completed.CreatedAt, completed.UpdatedAt, completed.ExpiresAt = times.CreatedAt, times.UpdatedAt, &times.ExpiresAt
-	return nil
+	replaced, _ := queries.KeyReplaceCompleted(ctx, q, &db.KeyReplaceCompletedParams{
+		Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: r.params.Fingerprint.Bytes(), Attempt: int32(r.attempt()), //nolint:gosec // It was an int32.
+		Response: response.Body, ResponseType: response.Type, TTL: interval(r.params.TTL),
+		SeenClaimID: r.seen.ClaimID, SeenExpiresAt: r.seen.ExpiresAt, SeenLockedUntil: r.seen.LockedUntil,
+	})
+	return (*db.KeyInsertCompletedRow)(replaced) // the same columns
 }
 
 // afterFailure looks, in a fresh snapshot, whether a rival has answered
@@ -221,73 +276,5 @@ func (r *run) afterFailure(ctx context.Context, cause error) (*idempotency.Outco
 		return nil, false, cause //nolint:nilerr // cause is what went wrong; the look was an extra.
 	}
 	outcome, err := found.outcome(r.params.Fingerprint)
-	return outcome, false, err
-}
-
-const (
-	firstResolvePoll   = 5 * time.Millisecond
-	longestResolvePoll = 250 * time.Millisecond
-	// resolveTries is in how many parts ResolveTimeout is spent at least: a look
-	// over another of the pool's connections, lost in the same silence as the
-	// commit's, must leave time for one over the next.
-	resolveTries = 4
-)
-
-// resolve finds out what became of a commit whose reply was lost, by claiming
-// the key again. A look at the row alone would not do: a commit that waits for a
-// standby cannot be seen yet. The lock tells that the lost transaction has ended.
-//
-// Once the TTL has passed since sent, an answer that was committed may have gone.
-func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitError, sent time.Time) (*idempotency.Outcome, bool, error) {
-	resolveCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.store.resolveTimeout)
-	defer cancel()
-	// The look must be newer than the lock, which needs a snapshot for each.
-	options := r.store.options
-	options.TxOptions = pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: options.TxOptions.AccessMode}
-	cause := error(ambiguous)
-	for poll := firstResolvePoll; r.store.canReconnect(); poll = min(2*poll, longestResolvePoll) {
-		again := &run{store: r.store, params: r.params, claimID: idempotency.NewClaimID()}
-		tryCtx, cancelTry := context.WithTimeout(resolveCtx, r.store.resolveTimeout/resolveTries)
-		transaction, lock, err := again.open(tryCtx, &options, true)
-		cancelTry()
-		if err == nil {
-			transaction.Rollback(resolveCtx)
-			// A standby has locks of its own, and may not have the row yet.
-			outcome, executed, settled, err := r.settle(again.seen, lock.Locked && !lock.ReadOnly)
-			if errors.Is(err, errTryAgain) && time.Since(sent) >= r.params.TTL {
-				cause = fmt.Errorf("%w; its TTL has passed", ambiguous)
-				break
-			}
-			if settled {
-				return outcome, executed, err
-			}
-		} else if resolveCtx.Err() == nil {
-			cause = fmt.Errorf("%w; looking for it: %w", ambiguous, err)
-		}
-		timer := time.NewTimer(poll)
-		select {
-		case <-timer.C:
-			continue
-		case <-resolveCtx.Done():
-			timer.Stop()
-		}
-		break
-	}
-	return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: fmt.Errorf("%w: call again with the same key: %w", idempotency.ErrOutcomeUnknown, cause)}
-}
-
-// settle judges a look that was taken with the lock tried first.
-func (r *run) settle(found *row, locked bool) (outcome *idempotency.Outcome, executed, settled bool, err error) {
-	if found != nil && found.ClaimID == uuid(r.claimID) {
-		record, err := found.record()
-		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, true, err
-	}
-	if found.live() {
-		outcome, err := found.outcome(r.params.Fingerprint)
-		return outcome, false, true, err
-	}
-	if locked {
-		return nil, false, true, errTryAgain // it has ended and left nothing: run again
-	}
-	return nil, false, false, nil
+	return r.replay(ctx, found, outcome, err)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -14,22 +15,47 @@ import (
 	"github.com/samecommit/samecommit/txhelper"
 )
 
+// errSettings marks the error of Config.Settings, which is the caller's own
+// whatever it wraps.
+var errSettings = errors.New("pgxstore: Config.Settings")
+
 // settingsOf returns a function that queues the settings of Config.Settings, each
 // as a statement of its own, so that the server's error belongs to one name.
 func (s *Store) settingsOf(ctx context.Context) (queue func(batch *pgx.Batch), err error) {
 	var settings map[string]string
 	if s.settings != nil {
 		if settings, err = s.settings(ctx); err != nil {
-			return nil, fmt.Errorf("pgxstore: Config.Settings: %w", err)
+			return nil, fmt.Errorf("%w: %w", errSettings, err)
 		}
 	}
 	return func(batch *pgx.Batch) {
 		for _, name := range slices.Sorted(maps.Keys(settings)) {
-			txhelper.Queue(batch, func(q txhelper.Querier) error {
-				return explainSetting(name, s.queries.SetLocal(ctx, q, &db.SetLocalParams{Name: name, Value: settings[name]}))
-			})
+			q := txhelper.Queue(batch, func(err error) error { return explainSetting(name, err) })
+			_ = s.queries.SetLocal(ctx, q, &db.SetLocalParams{Name: name, Value: settings[name]})
 		}
 	}, nil
+}
+
+// Namespace returns what the settings say of the schema in which the table is
+// found, empty where they say nothing. See idempotency.NamespaceStore.
+func (s *Store) Namespace(ctx context.Context) (string, error) {
+	if s.settings == nil {
+		return "", nil
+	}
+	settings, err := s.settings(ctx)
+	if err != nil {
+		return "", fmt.Errorf("pgxstore: Config.Settings: %w", err)
+	}
+	var namespace string
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		// PostgreSQL knows a setting by its name in any case. A role is what $user
+		// in a search_path stands for. Others, which may differ from request to
+		// request, must not part calls that use one table.
+		if lower := strings.ToLower(name); lower == "search_path" || lower == "role" {
+			namespace += fmt.Sprintf("%s %q ", lower, settings[name])
+		}
+	}
+	return namespace, nil
 }
 
 // explainSetting leaves out the server's message, which may hold the value.
@@ -41,14 +67,17 @@ func explainSetting(name string, err error) error {
 	return fmt.Errorf("pgxstore: Config.Settings: PostgreSQL refused setting %q (SQLSTATE %s): check its name, which needs a dot unless PostgreSQL defines it, its value and the right to set it", name, pgErr.Code)
 }
 
-// open begins a transaction with the settings, in one flight with what first
-// queues.
-func (s *Store) open(ctx context.Context, options *txhelper.Options, first func(batch *pgx.Batch)) (*txhelper.Transaction, error) {
+// open begins a transaction on database with the settings, in one flight with
+// what first queues.
+func (s *Store) open(ctx context.Context, database txhelper.DB, options *txhelper.Options, first func(batch *pgx.Batch)) (*txhelper.Transaction, error) {
+	if _, ok := s.db.(missingDB); ok {
+		return nil, errMissingDB
+	}
 	queue, err := s.settingsOf(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return txhelper.Open(ctx, s.db, options, func(batch *pgx.Batch) {
+	return txhelper.Open(ctx, database, options, func(batch *pgx.Batch) {
 		queue(batch)
 		first(batch)
 	})

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/db"
@@ -20,10 +23,8 @@ import (
 const (
 	DefaultIdleTimeout    = time.Minute
 	DefaultResolveTimeout = 10 * time.Second
+	DefaultConnectTimeout = 10 * time.Second
 )
-
-// defaultDeleteLimit keeps a sweep's transaction short.
-const defaultDeleteLimit = 1000
 
 // DB is a *pgxpool.Pool or a *pgx.Conn. It may also be a pgx.Tx, in which a
 // test can do everything and roll it back; Run then works in savepoints.
@@ -45,16 +46,42 @@ type Config struct {
 	// transaction of Run's, which frees its key when the network has silently
 	// failed. It does not count while the server waits for the rest of a request
 	// that arrived in part: there only TCP keepalives help, the server's
-	// tcp_keepalives_idle. Rounded up to a millisecond. Defaults to 1 minute;
-	// negative leaves the server's setting.
+	// tcp_keepalives_idle. Rounded up to a millisecond; at most 24.8 days, which is
+	// PostgreSQL's limit. Defaults to 1 minute; negative leaves the server's
+	// setting.
 	IdleTimeout time.Duration
-	// CommitTimeout bounds a commit, which the caller's cancellation does not
-	// interrupt. Defaults to 10 seconds.
+	// ConnectTimeout bounds how long a call of Run, in all its tries together,
+	// goes on looking for a server where it finds none, as during a failover:
+	// none answers, one starts up or has no place for another connection, none
+	// is what target_session_attrs demands, or the connection breaks before the
+	// transaction has begun. Then ErrUnavailable. It counts from the first
+	// failure on; how long one attempt may take is for connect_timeout in the
+	// connection's URL to say. What does not heal, such as a wrong password,
+	// fails at once. Defaults to 10 seconds; negative fails at once.
+	ConnectTimeout time.Duration
+	// CommitTimeout bounds the wait for the reply to a commit, which the
+	// caller's cancellation does not interrupt. Then the commit is left alone
+	// with its connection, which the pool may replace: see
+	// txhelper.Transaction.Commit. Defaults to 10 seconds.
 	CommitTimeout time.Duration
 	// ResolveTimeout bounds how long Run tries to find out what became of a
-	// commit whose reply was lost, before ErrOutcomeUnknown. A connection that
-	// does not answer costs a quarter of it. Defaults to 10 seconds.
+	// commit whose reply was lost, and to confirm that it is as durable as the
+	// server makes it, before ErrOutcomeUnknown. A connection that does not
+	// answer costs a quarter of it. Defaults to 10 seconds.
 	ResolveTimeout time.Duration
+	// ConfirmReplays makes Run, before it replays an answer that was recorded
+	// less than this ago, commit a transaction that waits for the synchronous
+	// standby: one more flight, and a record in the server's log. What cannot be
+	// confirmed within ResolveTimeout, and on a standby nothing can, is
+	// ErrOutcomeUnknown.
+	//
+	// For those who have a synchronous standby. A commit that waits for it, and
+	// is cancelled or whose connection is ended meanwhile, is seen on the primary
+	// at once, and goes with it in a failover. A call that replays such an answer
+	// returns what may be lost. Choose more than the longest time that a standby
+	// may be away. Get, DoTx and Begin are not concerned: the caller's own commit
+	// waits. Defaults to 0: replays are not confirmed.
+	ConfirmReplays time.Duration
 	// Settings returns run-time settings, values by name, such as the tenant
 	// that a policy of row-level security asks for: see docs/tenancy.md. They
 	// hold in each transaction that the store opens, and so for the statements
@@ -63,26 +90,35 @@ type Config struct {
 	// caller sets its own.
 	//
 	// Settings gets the context of the call, and is called again for each such
-	// transaction or statement. Its error fails the call before anything is
-	// sent; it should not hold a value. Without a tenant return one: a key
-	// that row-level security hides looks like one without a record.
+	// transaction or statement, and once more by Do, whose calls wait in memory
+	// only for calls with the same search_path and role. Its error fails the call
+	// before anything is sent; it should not hold a value. Without a tenant return
+	// one: a key that row-level security hides looks like one without a record.
 	// Defaults to no settings.
 	Settings func(ctx context.Context) (map[string]string, error)
 }
 
 // Store keeps keys in PostgreSQL. It is safe for concurrent use if its DB is.
 type Store struct {
-	db             DB
-	queries        *db.Queries
-	options        txhelper.Options
-	idleTimeout    time.Duration
+	db      DB
+	queries *db.Queries
+	options txhelper.Options
+	// idleSetting is the value of idle_in_transaction_session_timeout, in
+	// milliseconds; NULL leaves it as it is.
+	idleSetting    pgtype.Text
+	connectTimeout time.Duration
 	resolveTimeout time.Duration
+	confirmReplays time.Duration
 	settings       func(ctx context.Context) (map[string]string, error)
+	// serializable says that transactions are SERIALIZABLE though TxOptions does
+	// not say so: it is the server's default.
+	serializable atomic.Bool
+	sweep        sweep
 }
 
 var (
 	_ idempotency.TxStore[pgx.Tx] = (*Store)(nil)
-	_ idempotency.PerCallerStore  = (*Store)(nil)
+	_ idempotency.NamespaceStore  = (*Store)(nil)
 )
 
 // New returns a store on database. A nil config means all defaults.
@@ -91,20 +127,25 @@ func New(database DB, config *Config) *Store {
 		config = &Config{}
 	}
 	store := &Store{
-		db:      database,
+		db:      orMissing(database),
 		queries: db.New(),
 		options: txhelper.Options{
 			TxOptions:     config.TxOptions,
 			MaxAttempts:   config.MaxAttempts,
 			CommitTimeout: config.CommitTimeout,
-			Retryable:     func(err error) bool { return txhelper.IsRetryable(err) || errors.Is(err, errTryAgain) },
+			Retryable: func(err error) bool {
+				// A connection that was lost before it began has been replaced already.
+				return txhelper.IsRetryable(err) && !errors.Is(err, txhelper.ErrConnectionLost) || errors.Is(err, errTryAgain) || runsAgain(err)
+			},
 		},
-		idleTimeout:    config.IdleTimeout,
+		idleSetting:    idleSetting(config.IdleTimeout),
+		connectTimeout: config.ConnectTimeout,
 		resolveTimeout: config.ResolveTimeout,
+		confirmReplays: config.ConfirmReplays,
 		settings:       config.Settings,
 	}
-	if store.idleTimeout == 0 {
-		store.idleTimeout = DefaultIdleTimeout
+	if store.connectTimeout == 0 {
+		store.connectTimeout = DefaultConnectTimeout
 	}
 	if store.resolveTimeout <= 0 {
 		store.resolveTimeout = DefaultResolveTimeout
@@ -133,7 +174,7 @@ func (s *Store) Complete(ctx context.Context, claim *idempotency.Claim, response
 	if err := response.Validate(); err != nil {
 		return nil, err
 	}
-	if err := checkClaim(claim); err != nil {
+	if err := claim.ValidateComplete(); err != nil {
 		return nil, err
 	}
 	err = s.statement(ctx, func(q txhelper.Querier) error {
@@ -153,12 +194,12 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 	if err := idempotency.ValidateLease(lease); err != nil {
 		return nil, err
 	}
-	if err := checkClaim(claim); err != nil {
+	if err := claim.Validate(); err != nil {
 		return nil, err
 	}
 	start := time.Now()
 	lockedUntil, err := s.queries.KeyExtend(ctx, s.querier(s.db), &db.KeyExtendParams{
-		Lease: lease, Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
+		Lease: interval(lease), Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
@@ -167,13 +208,13 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 		return nil, s.explain(claim.Key, "extend", err)
 	}
 	extended := *claim
-	extended.LockedUntil, extended.Deadline = *lockedUntil, start.Add(lease)
+	extended.LockedUntil, extended.Deadline = lockedUntil.Time, start.Add(lease)
 	return &extended, nil
 }
 
 // Release frees a leased key without an answer. See idempotency.Store.
 func (s *Store) Release(ctx context.Context, claim *idempotency.Claim) error {
-	if err := checkClaim(claim); err != nil {
+	if err := claim.Validate(); err != nil {
 		return err
 	}
 	released, err := s.queries.KeyRelease(ctx, s.querier(s.db), &db.KeyReleaseParams{
@@ -185,30 +226,25 @@ func (s *Store) Release(ctx context.Context, claim *idempotency.Claim) error {
 	return s.explain(claim.Key, "release", err)
 }
 
-// DeleteExpired deletes expired records. See idempotency.Store.
-func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
-	if limit < 0 || limit > math.MaxInt32 {
-		return 0, &idempotency.ParamError{Field: "limit", Reason: "is not between 0 and 2,147,483,647"}
-	}
-	if limit == 0 {
-		limit = defaultDeleteLimit
-	}
-	deleted, err := s.queries.KeyDeleteExpired(ctx, s.querier(s.db), &db.KeyDeleteExpiredParams{MaxRows: int32(limit)})
-	return int(deleted), explainSchema("delete expired", err)
-}
-
 // WithTx returns the verbs as part of tx. See idempotency.TxStore.
 func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx: tx} }
 
 // Savepoint calls fn with a transaction nested in tx. See idempotency.TxStore.
 func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
-	called := false
+	own := true // not an error of fn's
 	err := txhelper.Savepoint(ctx, tx, func(ctx context.Context, nested pgx.Tx) error {
-		called = true
-		return fn(ctx, ownedTx{nested, runKey(tx)})
+		err := fn(ctx, ownedTx{nested, runKey(tx)})
+		own = err == nil
+		return err
 	})
-	// Of fn's own errors only this one concerns the whole of tx.
-	if cause := sentinel(err); cause != nil && (!called || errors.Is(cause, idempotency.ErrSerializationFailure)) {
+	if isGuard(err) {
+		err = fmt.Errorf("%w: %w", ErrConstraintsImmediate, err)
+	}
+	if own {
+		err = lostBeforeCommit(err)
+	}
+	// Of fn's errors only this one concerns the whole of tx.
+	if cause := sentinel(err); cause != nil && (own || errors.Is(cause, idempotency.ErrSerializationFailure)) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
 	return explainOwned(err)
@@ -218,27 +254,54 @@ func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Co
 // once. Inside a caller's transaction a failure must not abort that, so there it
 // is a savepoint.
 func (s *Store) statement(ctx context.Context, fn func(q txhelper.Querier) error) error {
-	if tx, ok := s.db.(pgx.Tx); ok {
-		return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return fn(s.querier(tx)) })
+	switch db := s.db.(type) {
+	case pgx.Tx:
+		if err := checkEncoding(db.Conn()); err != nil {
+			return err
+		}
+		return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error { return fn(s.querier(tx)) })
+	case acquirer:
+		conn, err := db.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release()
+		if err := checkEncoding(conn.Conn()); err != nil {
+			return err
+		}
+		return fn(s.querier(conn))
+	case interface{ PgConn() *pgconn.PgConn }: // a *pgx.Conn
+		if err := checkEncodingOf(db.PgConn()); err != nil {
+			return err
+		}
 	}
 	return fn(s.querier(s.db))
 }
 
-// idleSetting is the value of idle_in_transaction_session_timeout, in
-// milliseconds; nil leaves it as it is.
-func (s *Store) idleSetting() *string {
-	if s.idleTimeout < 0 {
-		return nil
+// acquirer is a pool.
+type acquirer interface {
+	Acquire(ctx context.Context) (*pgxpool.Conn, error)
+}
+
+// longestIdleTimeout is the longest that PostgreSQL accepts, about 24.8 days.
+const longestIdleTimeout = math.MaxInt32 * time.Millisecond
+
+// idleSetting returns the value of idle_in_transaction_session_timeout for
+// Config.IdleTimeout.
+func idleSetting(timeout time.Duration) pgtype.Text {
+	if timeout < 0 {
+		return pgtype.Text{}
 	}
-	setting := strconv.FormatInt(int64((s.idleTimeout+time.Millisecond-1)/time.Millisecond), 10)
-	return &setting
+	if timeout == 0 {
+		timeout = DefaultIdleTimeout
+	}
+	timeout = min(timeout, longestIdleTimeout)
+	return pgtype.Text{String: strconv.FormatInt(int64((timeout+time.Millisecond-1)/time.Millisecond), 10), Valid: true}
 }
 
 // canReconnect reports whether the store can open another connection after one
 // was lost.
 func (s *Store) canReconnect() bool {
-	_, ok := s.db.(interface {
-		Acquire(ctx context.Context) (*pgxpool.Conn, error)
-	})
+	_, ok := s.db.(acquirer)
 	return ok
 }

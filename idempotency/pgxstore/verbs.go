@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/samecommit/samecommit/db"
 	"github.com/samecommit/samecommit/idempotency"
@@ -32,11 +33,11 @@ func (v *verbs) Begin(ctx context.Context, params *idempotency.BeginParams) (*id
 		return nil, &idempotency.KeyError{Key: params.Key, Err: idempotency.ErrNested}
 	}
 	outcome, err := v.store.claim(ctx, v.tx, params)
-	return outcome, v.store.explain(params.Key, "begin", err)
+	return outcome, v.explain(params.Key, "begin", lostBeforeCommit(err))
 }
 
-// Complete records the response as part of the transaction. Where it fails for
-// want of a claim, the statement that failed has aborted the transaction.
+// Complete records the response as part of the transaction. Where the claim is
+// refused or not held, a statement that failed has aborted the transaction.
 func (v *verbs) Complete(ctx context.Context, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
 	if err := response.Validate(); err != nil {
 		return nil, err
@@ -44,16 +45,35 @@ func (v *verbs) Complete(ctx context.Context, claim *idempotency.Claim, response
 	if err := v.check(); err != nil {
 		return nil, err
 	}
-	notClaimed := checkClaim(claim)
-	if claim == nil {
-		claim = &idempotency.Claim{} // matches no row, so the statement aborts the transaction
+	refused := claim.ValidateComplete()
+	if refused != nil {
+		claim = noClaim
 	}
 	record, err := v.store.complete(ctx, v.tx, claim, response)
-	if err != nil && notClaimed != nil {
-		return nil, notClaimed
+	if err != nil {
+		v.abort(ctx)
 	}
-	return record, v.store.explain(claim.Key, "complete", err)
+	if refused != nil {
+		return nil, refused
+	}
+	return record, v.explain(claim.Key, "complete", lostBeforeCommit(err))
 }
+
+// abort keeps the transaction from committing, after a completion that has failed.
+// Where its statement was sent, that has done so.
+func (v *verbs) abort(ctx context.Context) {
+	conn := v.tx.Conn()
+	if conn == nil || conn.IsClosed() || conn.PgConn().IsBusy() || conn.PgConn().TxStatus() != 'T' {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), txhelper.DefaultRollbackTimeout)
+	defer cancel()
+	_ = v.store.queries.Abort(ctx, v.tx) // it fails, or the connection does
+}
+
+// noClaim stands for a claim that is refused. It matches no row, so the
+// statement aborts the transaction, which must not commit what was done for it.
+var noClaim = &idempotency.Claim{}
 
 // Get returns the record as the transaction sees it.
 func (v *verbs) Get(ctx context.Context, key idempotency.Key) (*idempotency.Record, error) {
@@ -67,7 +87,7 @@ func (v *verbs) check() error {
 	if v.tx == nil {
 		return &idempotency.ParamError{Field: "tx", Reason: "is nil; pass an open pgx.Tx"}
 	}
-	return nil
+	return checkEncoding(v.tx.Conn())
 }
 
 // maxClaimRounds bounds how often claim looks again after a row changed under
@@ -79,16 +99,13 @@ const maxClaimRounds = 10
 func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempotency.BeginParams) (*idempotency.Outcome, error) {
 	start := time.Now()
 	claim := &idempotency.Claim{Key: params.Key, ID: idempotency.NewClaimID(), TTL: params.TTL}
-	var lease *time.Duration
+	var lease pgtype.Interval
 	if params.Lease > 0 {
-		lease = &params.Lease
+		lease = interval(params.Lease)
 		claim.Deadline = start.Add(params.Lease)
 	}
-	claimed := func(attempt int32, lockedUntil *time.Time) *idempotency.Outcome {
-		claim.Attempt = int(attempt)
-		if lockedUntil != nil {
-			claim.LockedUntil = *lockedUntil
-		}
+	claimed := func(attempt int32, lockedUntil pgtype.Timestamptz) *idempotency.Outcome {
+		claim.Attempt, claim.LockedUntil = int(attempt), lockedUntil.Time
 		return &idempotency.Outcome{State: idempotency.New, Claim: claim}
 	}
 
@@ -127,7 +144,7 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 		again, err := s.queries.KeyReclaim(ctx, q, &db.KeyReclaimParams{
 			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: uuid(claim.ID),
 			Fingerprint: params.Fingerprint.Bytes(), Lease: lease, LockID: lockID(params.Key),
-			SeenClaimID: seen.ClaimID, SeenStatus: seen.Status, SeenLockedUntil: seen.LockedUntil,
+			SeenClaimID: seen.ClaimID, SeenExpiresAt: seen.ExpiresAt, SeenLockedUntil: seen.LockedUntil,
 		})
 		if err == nil {
 			return claimed(again.Attempt, again.LockedUntil), nil
@@ -167,7 +184,7 @@ func strayError(key idempotency.Key) error {
 func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
 	done, err := s.queries.KeyComplete(ctx, q, &db.KeyCompleteParams{
 		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
-		Response: response.Body, ResponseType: response.Type, TTL: claim.TTL,
+		Response: response.Body, ResponseType: response.Type, TTL: interval(claim.TTL), LockID: lockID(claim.Key),
 	})
 	if sqlState(err) == codeDivisionByZero {
 		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
@@ -176,9 +193,9 @@ func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempot
 		return nil, err
 	}
 	completed := &row{key: claim.Key, KeyGetRow: &db.KeyGetRow{
-		Status: statusCompleted, ClaimID: uuid(claim.ID), Attempt: done.Attempt, Fingerprint: done.Fingerprint,
-		Response: response.Body, ResponseType: &response.Type,
-		CreatedAt: done.CreatedAt, UpdatedAt: done.UpdatedAt, ExpiresAt: &done.ExpiresAt,
+		ClaimID: uuid(claim.ID), Attempt: done.Attempt, Fingerprint: done.Fingerprint,
+		Response: response.Body, ResponseType: pgtype.Text{String: response.Type, Valid: true},
+		CreatedAt: done.CreatedAt, UpdatedAt: done.UpdatedAt, ExpiresAt: done.ExpiresAt,
 	}}
 	return completed.record()
 }

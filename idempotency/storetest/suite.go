@@ -229,6 +229,7 @@ func badParamsOfAll() []badParams {
 		{"missing fingerprint", "Fingerprint", func(p *idempotency.BeginParams) { p.Fingerprint = idempotency.Fingerprint{} }},
 		{"zero TTL", "TTL", func(p *idempotency.BeginParams) { p.TTL = 0 }},
 		{"negative TTL", "TTL", func(p *idempotency.BeginParams) { p.TTL = -time.Second }},
+		{"a TTL below a microsecond", "TTL", func(p *idempotency.BeginParams) { p.TTL = time.Microsecond - 1 }},
 	}
 	for name, text := range map[string]string{
 		"empty":         "",
@@ -241,4 +242,15 @@ func badParamsOfAll() []badParams {
 			badParams{name + " id", "Key.ID", func(p *idempotency.BeginParams) { p.Key.ID = text }})
 	}
 	return bad
+}
+
+// badTTLs would make of a completion an answer that never replays.
+var badTTLs = []time.Duration{0, -time.Hour, time.Microsecond - 1}
+
+// withTTL returns the claim as somebody might put it together who kept only its
+// key and id.
+func withTTL(claim *idempotency.Claim, ttl time.Duration) *idempotency.Claim {
+	rebuilt := *claim
+	rebuilt.TTL = ttl
+	return &rebuilt
 }

@@ -32,6 +32,7 @@ func txCases[TTx any]() []testCase[*txSuite[TTx]] {
 		{"completing twice cannot commit", (*txSuite[TTx]).completesTwice},
 		{"completing without a claim cannot commit", (*txSuite[TTx]).completesNothing},
 		{"completing another's claim cannot commit", (*txSuite[TTx]).completesOther},
+		{"completing a claim without a TTL cannot commit", (*txSuite[TTx]).completesNoTTL},
 		{"completing after a rollback cannot commit", (*txSuite[TTx]).completesRolledBack},
 		{"an own key begun again is nested", (*txSuite[TTx]).nested},
 		{"another fingerprint is refused inside a transaction", (*txSuite[TTx]).txMismatch},
@@ -248,6 +249,20 @@ func (t *txSuite[TTx]) completesOther() {
 	t.completeErr(tx, &other, idempotency.ErrClaimLost)
 	t.cannotCommit(tx, "b")
 	t.complete(t.store, held, response("done"))
+}
+
+// Of a lease, since there nothing but the refusal itself stands in the way of
+// the commit.
+func (t *txSuite[TTx]) completesNoTTL() {
+	leased := t.claim("a")
+	for _, ttl := range badTTLs {
+		tx := t.open()
+		t.effect(tx.tx, "a")
+		_, err := tx.Complete(t.Context(), withTTL(leased, ttl), response("must not be recorded"))
+		t.wantParamErr("Complete with a TTL of "+ttl.String(), err, "Claim.TTL")
+		t.cannotCommit(tx, "a")
+	}
+	t.complete(t.store, leased, response("done"))
 }
 
 func (t *txSuite[TTx]) completesRolledBack() {

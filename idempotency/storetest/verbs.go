@@ -17,6 +17,7 @@ var verbCases = []testCase[*suite]{
 	{"completing twice is an error and keeps the first answer", (*suite).completeTwice},
 	{"completing with another claim's id is an error", (*suite).completeOther},
 	{"completing without a claim is an error", (*suite).completeNoClaim},
+	{"completing a claim without a TTL is an error and leaves the claim", (*suite).completeNoTTL},
 	{"another fingerprint is refused and reveals nothing", (*suite).mismatch},
 	{"no fingerprint replays for any request", (*suite).noFingerprint},
 	{"the same id in two scopes is two keys", (*suite).twoScopes},
@@ -107,6 +108,19 @@ func (t *suite) completeNoClaim() {
 	t.completeErr(t.store, nil, idempotency.ErrNotClaimed)
 	t.completeErr(t.store, &idempotency.Claim{Key: t.key("a"), TTL: longTTL}, idempotency.ErrNotClaimed)
 	t.complete(t.store, claim, response("done"))
+}
+
+func (t *suite) completeNoTTL() {
+	claim := t.claim("a")
+	for _, ttl := range badTTLs {
+		record, err := t.store.Complete(t.Context(), withTTL(claim, ttl), response("must not be recorded"))
+		t.wantParamErr("Complete with a TTL of "+ttl.String(), err, "Claim.TTL")
+		if record != nil {
+			t.Fatal("a refused Complete returned a record")
+		}
+		t.get(t.store, "a", idempotency.InProgress)
+	}
+	t.complete(t.store, withTTL(claim, time.Hour), response("done"))
 }
 
 func (t *suite) mismatch() {

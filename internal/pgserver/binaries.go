@@ -74,8 +74,10 @@ func newestFirst(folders []string) []string {
 	})
 }
 
-func hasServer(folder string) bool {
-	for _, name := range []string{"initdb", "postgres"} {
+func hasServer(folder string) bool { return hasPrograms(folder, "initdb", "postgres") }
+
+func hasPrograms(folder string, names ...string) bool {
+	for _, name := range names {
 		info, err := os.Stat(filepath.Join(folder, name))
 		if err != nil || info.IsDir() || info.Mode()&0o111 == 0 {
 			return false

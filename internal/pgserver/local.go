@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/user"
@@ -32,11 +33,29 @@ const startTimeout = time.Minute
 
 var errPortTaken = errors.New("its port was taken by another process")
 
-// startLocal starts a throw-away server from the machine's own binaries.
-func startLocal(ctx context.Context, opts *LocalOptions) (*Server, error) {
+// Local is a server that StartLocal started, with its processes at hand.
+type Local struct {
+	*Server
+	// Name is what a server that it follows calls it, as in
+	// synchronous_standby_names.
+	Name string
+
+	cluster *cluster
+}
+
+// StartLocal starts a throw-away server from this machine's own binaries, of
+// the caller's own. Nil options mean all defaults. Without binaries it is
+// ErrNoBinaries.
+func StartLocal(ctx context.Context, opts *LocalOptions) (*Local, error) {
+	if opts == nil {
+		opts = &LocalOptions{}
+	}
 	binaries, err := findBinaries(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if opts.Primary != nil && !hasPrograms(binaries, "pg_basebackup") {
+		return nil, fmt.Errorf("%w with a pg_basebackup, which copies a standby's data, in %s", ErrNoBinaries, binaries)
 	}
 	owner, err := serverOwner()
 	if err != nil {
@@ -68,7 +87,7 @@ func serverOwner() (*syscall.Credential, error) {
 }
 
 // startCluster starts a server from the given binaries, as owner.
-func startCluster(ctx context.Context, binaries string, owner *syscall.Credential, opts *LocalOptions) (*Server, error) {
+func startCluster(ctx context.Context, binaries string, owner *syscall.Credential, opts *LocalOptions) (*Local, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	var err error
@@ -78,7 +97,8 @@ func startCluster(ctx context.Context, binaries string, owner *syscall.Credentia
 			return nil, err
 		}
 		if err = c.ready(ctx); err == nil {
-			return &Server{URL: c.url, From: "from local binaries in " + binaries, Temporary: true, stop: c.stop}, nil
+			server := &Server{URL: c.url, From: "from local binaries in " + binaries, Temporary: true, stop: c.stop}
+			return &Local{Server: server, Name: c.name, cluster: c}, nil
 		}
 		err = errors.Join(err, c.stop(context.WithoutCancel(ctx)))
 		if !errors.Is(err, errPortTaken) {
@@ -91,7 +111,11 @@ func startCluster(ctx context.Context, binaries string, owner *syscall.Credentia
 // cluster is a server and the shell that watches over it.
 type cluster struct {
 	url    string
+	name   string
 	folder string
+	owner  *syscall.Credential
+	// restart is LocalOptions.Restart.
+	restart bool
 	// alive is our end of the supervisor's standard input. The supervisor
 	// stops the server when it closes, so it must be kept from the collector.
 	alive *os.File
@@ -118,33 +142,39 @@ func launch(ctx context.Context, binaries string, owner *syscall.Credential, opt
 		}
 	}()
 
-	password := rand.Text()
-	passwordFile := filepath.Join(folder, "password")
-	if err := os.WriteFile(passwordFile, []byte(password+"\n"), 0o600); err != nil {
-		return nil, fmt.Errorf("hand the password to initdb: %w", err)
-	}
-	if owner != nil {
-		for _, path := range []string{folder, passwordFile} {
-			if err := os.Chown(path, int(owner.Uid), int(owner.Gid)); err != nil {
-				return nil, fmt.Errorf("give the server's folder to its user: %w", err)
-			}
-		}
-	}
 	port, err := freePort(ctx)
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.Create(filepath.Join(folder, "log"))
+	c := &cluster{
+		url:     fmt.Sprintf("postgres://postgres:%s@127.0.0.1:%d/postgres?sslmode=disable", rand.Text(), port),
+		name:    fmt.Sprintf("samecommit_%d", port),
+		folder:  folder,
+		owner:   owner,
+		restart: opts.Restart,
+		exited:  make(chan struct{}),
+	}
+	if err := c.give(folder); err != nil {
+		return nil, err
+	}
+	if opts.Primary == nil {
+		err = c.handPassword()
+	} else {
+		err = c.handPrimary(opts.Primary.cluster)
+	}
 	if err != nil {
+		return nil, err
+	}
+	if c.log, err = os.Create(filepath.Join(folder, "log")); err != nil {
 		return nil, fmt.Errorf("make the server's log: %w", err)
 	}
-	stdin, alive, err := os.Pipe()
-	if err != nil {
-		return nil, errors.Join(err, log.Close())
+	var stdin *os.File
+	if stdin, c.alive, err = os.Pipe(); err != nil {
+		return nil, errors.Join(err, c.log.Close())
 	}
 
 	restart := ""
-	if opts.Restart {
+	if c.restart {
 		restart = "restart"
 	}
 	args := []string{
@@ -167,7 +197,7 @@ func launch(ctx context.Context, binaries string, owner *syscall.Credential, opt
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/bin/sh", args...)
 	cmd.Dir = "/" // the server's user may not enter ours
 	cmd.Env = serverEnviron(os.Environ())
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, log, log
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, c.log, c.log
 	// A session of its own: ctrl-C in the terminal must reach this process
 	// only, which then ends, and the server after it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: owner}
@@ -175,15 +205,7 @@ func launch(ctx context.Context, binaries string, owner *syscall.Credential, opt
 	// The child has its own copy; ours would leak.
 	err = errors.Join(err, stdin.Close())
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start the server's supervisor: %w", err), alive.Close(), log.Close())
-	}
-
-	c := &cluster{
-		url:    fmt.Sprintf("postgres://postgres:%s@127.0.0.1:%d/postgres?sslmode=disable", password, port),
-		folder: folder,
-		alive:  alive,
-		log:    log,
-		exited: make(chan struct{}),
+		return nil, errors.Join(fmt.Errorf("start the server's supervisor: %w", err), c.alive.Close(), c.log.Close())
 	}
 	go func() {
 		// How the supervisor ended says nothing that the log does not.
@@ -191,6 +213,36 @@ func launch(ctx context.Context, binaries string, owner *syscall.Credential, opt
 		close(c.exited)
 	}()
 	return c, nil
+}
+
+// hand writes a file in the server's folder that its supervisor reads.
+func (c *cluster) hand(name, text string) error {
+	path := filepath.Join(c.folder, name)
+	if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
+		return fmt.Errorf("hand %s to the server's supervisor: %w", name, err)
+	}
+	return c.give(path)
+}
+
+// handPassword lets the supervisor make a server with the password of our URL.
+func (c *cluster) handPassword() error {
+	parsed, err := url.Parse(c.url)
+	if err != nil {
+		return err
+	}
+	password, _ := parsed.User.Password()
+	return c.hand("password", password)
+}
+
+// give makes a file or folder the server's user's.
+func (c *cluster) give(path string) error {
+	if c.owner == nil {
+		return nil
+	}
+	if err := os.Chown(path, int(c.owner.Uid), int(c.owner.Gid)); err != nil {
+		return fmt.Errorf("give %s to the server's user: %w", path, err)
+	}
+	return nil
 }
 
 // ready waits until the server answers.

@@ -8,7 +8,12 @@ import (
 	"runtime"
 )
 
-// startLocal is not offered here: the server's supervisor is a POSIX shell.
-func startLocal(context.Context, *LocalOptions) (*Server, error) {
+// Local is a server that StartLocal started.
+type Local struct {
+	*Server
+}
+
+// StartLocal is not offered here: the server's supervisor is a POSIX shell.
+func StartLocal(context.Context, *LocalOptions) (*Local, error) {
 	return nil, fmt.Errorf("%w that can be started on %s", ErrNoBinaries, runtime.GOOS)
 }

@@ -42,9 +42,15 @@ func Start(ctx context.Context, opts *Options) (*Server, error) {
 	f := finder{
 		getenv:    os.Getenv,
 		container: opts.Container,
-		local:     func(ctx context.Context) (*Server, error) { return StartLocal(ctx, nil) },
-		version:   serverVersion,
-		logf:      opts.Logf,
+		local: func(ctx context.Context) (*Server, error) {
+			local, err := StartLocal(ctx, nil)
+			if err != nil {
+				return nil, err
+			}
+			return local.Server, nil
+		},
+		version: serverVersion,
+		logf:    opts.Logf,
 	}
 	if f.logf == nil {
 		f.logf = func(string, ...any) {}
@@ -60,16 +66,9 @@ type LocalOptions struct {
 	// Restart starts the server again, with its data, whenever it ends before
 	// Stop: for a test that kills it.
 	Restart bool
-}
-
-// StartLocal starts a throw-away server from this machine's own binaries, of
-// the caller's own. Nil options mean all defaults. Without binaries it is
-// ErrNoBinaries.
-func StartLocal(ctx context.Context, opts *LocalOptions) (*Server, error) {
-	if opts == nil {
-		opts = &LocalOptions{}
-	}
-	return startLocal(ctx, opts)
+	// Primary makes the server a streaming standby of this one, with a copy of
+	// its data. Defaults to a new server that follows none.
+	Primary *Local
 }
 
 // Stop ends a server that Start started and removes its data. A server that

@@ -13,7 +13,7 @@ import (
 const done = `(SELECT scope, id, response_type LIKE 'error:%' AS final,
 	CASE WHEN response_type LIKE 'error:%' THEN convert_from(response, 'UTF8')::jsonb->>'ID'
 		ELSE convert_from(response, 'UTF8')::jsonb#>>'{}' END AS effect
-	FROM idempotency_keys WHERE status = 2) AS done`
+	FROM idempotency_keys WHERE expires_at IS NOT NULL) AS done`
 
 // atomicity are queries that find what must never be seen, in any snapshot. An
 // effect without an answer, and the reverse, can only be told where answers do
@@ -25,7 +25,7 @@ var atomicity = map[string]string{
 		EXCEPT SELECT id, effect FROM ` + done + ` WHERE scope = 'lasting' AND NOT final`,
 	"an answer without its effect": `SELECT scope, id, effect FROM ` + done + ` WHERE NOT final EXCEPT SELECT scope, id, effect FROM effects`,
 	"the effect of a final error":  `SELECT effect FROM effects WHERE effect IN (SELECT effect FROM ` + done + ` WHERE final)`,
-	"a key in progress":            `SELECT id FROM idempotency_keys WHERE status <> 2 OR unfinished IS NOT NULL`,
+	"a key in progress":            `SELECT id FROM idempotency_keys WHERE expires_at IS NULL`,
 }
 
 // audit looks for what must never be seen, in one snapshot. It reports an error

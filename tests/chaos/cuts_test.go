@@ -379,8 +379,8 @@ func (c *cuts) auditAll(t *testing.T) {
 		for name, sql := range map[string]string{
 			"keys with several effects": `SELECT count(*) FROM (SELECT FROM effects GROUP BY key HAVING count(*) > 1) AS twice`,
 			"effects without their record": `SELECT count(*) FROM effects AS e WHERE NOT EXISTS (SELECT FROM idempotency_keys AS k
-				WHERE k.id = e.key AND k.status = 2 AND k.response = convert_to('"' || e.id || '"', 'UTF8'))`,
-			"records without their effect": `SELECT count(*) FROM idempotency_keys AS k WHERE k.status = 2 AND k.response_type = 'json:string'
+				WHERE k.id = e.key AND k.expires_at IS NOT NULL AND k.response = convert_to('"' || e.id || '"', 'UTF8'))`,
+			"records without their effect": `SELECT count(*) FROM idempotency_keys AS k WHERE k.expires_at IS NOT NULL AND k.response_type = 'json:string'
 				AND NOT EXISTS (SELECT FROM effects AS e WHERE e.key = k.id AND k.response = convert_to('"' || e.id || '"', 'UTF8'))`,
 			"unfinished records": `SELECT count(*) FROM idempotency_keys WHERE unfinished IS NOT NULL`,
 		} {

@@ -125,9 +125,9 @@ func (i *injector) kill(ctx context.Context, random *rand.Rand, config *pgx.Conn
 				return
 			}
 			switch {
-			case n == 3 && i.load.server.data != "":
+			case n == 3 && i.load.server.own != nil:
 				i.killServer(ctx, config)
-			case n == 7 && i.load.server.data != "":
+			case n == 7 && i.load.server.own != nil:
 				i.killBackend(ctx, config)
 			default:
 				i.terminate(ctx, config)
@@ -189,16 +189,16 @@ func (i *injector) killBackend(ctx context.Context, config *pgx.ConnConfig) {
 // killServer kills the postmaster. Its backends notice, sooner or later.
 func (i *injector) killServer(ctx context.Context, config *pgx.ConnConfig) {
 	start := i.now()
-	pid, err := i.load.server.postmaster()
+	pid, err := i.load.server.own.Pid()
 	if err == nil {
 		err = i.load.server.kill(pid)
 	}
 	if err != nil {
-		i.load.t.Errorf("kill the server: %v; its log ends:\n%s", err, i.load.server.log())
+		i.load.t.Errorf("kill the server: %v; its log ends:\n%s", err, i.load.server.own.Log())
 		return
 	}
 	poll(ctx, time.Millisecond, func() bool {
-		next, err := i.load.server.postmaster()
+		next, err := i.load.server.own.Pid()
 		return err == nil && next != pid
 	})
 	i.up(ctx, config)

@@ -38,56 +38,18 @@ const (
 // told them, and what the database holds.
 func TestHistories(t *testing.T) { //nolint:paralleltest // it counts goroutines, and kills a server of its own
 	seed := newSeed(t)
-	l := &load{t: t, seed: seed, server: newServer(t), target: int64(size(*opsFlag, enforcedFrom, 3000))}
+	s := newServer(t)
 	leaks := goleak.IgnoreCurrent()
-	setup := l.connect(t.Context())
-	if _, err := setup.Exec(t.Context(), `CREATE TABLE effects (scope text NOT NULL, id text NOT NULL, effect text NOT NULL);
-		CREATE INDEX ON effects (effect)`); err != nil {
-		t.Fatal(err)
-	}
-	l.began = time.Now()
-	var theirs time.Time
-	if err := setup.QueryRow(t.Context(), `SELECT clock_timestamp()`).Scan(&theirs); err != nil {
-		t.Fatal(err)
-	}
-	l.offset = l.began.Add(time.Since(l.began) / 2).Sub(theirs)
-	_ = setup.Close(t.Context())
-
-	for id := range processes {
-		p := l.newProcess(id, execModes[(uint64(id)+seed)%uint64(len(execModes))])
-		l.processes = append(l.processes, p)
-		for range workersPerEach {
-			n := len(l.workers)
-			l.workers = append(l.workers, &worker{process: p, id: n, random: rand.New(rand.NewPCG(seed, uint64(n)))})
-		}
-	}
+	l := newLoad(t, s, seed, processes)
+	l.target = int64(size(*opsFlag, enforcedFrom, 3000))
 	i := &injector{load: l}
 	audits := l.run(t.Context(), i)
 	loadTook := time.Since(l.began)
 
-	// What the processes held is given back.
-	for _, p := range l.processes {
-		p.close(t.Context())
-	}
-	var history []*call
-	for _, w := range l.workers {
-		history = append(history, w.history...)
-	}
-	settler := l.newProcess(processes, pgx.QueryExecModeCacheStatement)
-	history = append(history, l.settle(t.Context(), settler, history)...)
-	l.wantNoLocks(t.Context(), settler)
-	settler.close(t.Context())
+	history := l.finish()
 	l.auditHistory(t.Context(), history)
-
 	checking := time.Now()
-	result, info := linearizable(history, checkTimeout)
-	if result != porcupine.Ok {
-		path := filepath.Join(os.TempDir(), fmt.Sprintf("samecommit-history-%d.html", seed))
-		if err := porcupine.VisualizePath(model.ToModel(), info, path); err != nil {
-			t.Error(err)
-		}
-		t.Errorf("the history is %s: see %s", result, path)
-	}
+	l.wantLinearizable(history)
 	t.Logf("%d calls in %v, checked in %v; %d audits of a snapshot", len(history), loadTook.Round(time.Second), time.Since(checking).Round(time.Millisecond), audits)
 	i.attribute(history)
 	if without := groundless(history, lingerOnServers); len(without) > 0 {
@@ -140,6 +102,37 @@ func (l *load) run(parent context.Context, i *injector) (audits int) {
 		p.cutter.Close()
 	}
 	return audits
+}
+
+// finish closes the processes, which must have been given everything back,
+// settles what is open, and returns the history.
+func (l *load) finish() (history []*call) {
+	ctx := l.t.Context()
+	for _, p := range l.processes {
+		p.close(ctx)
+	}
+	for _, w := range l.workers {
+		history = append(history, w.history...)
+	}
+	settler := l.newProcess(len(l.processes), pgx.QueryExecModeCacheStatement)
+	history = append(history, l.settle(ctx, settler, history)...)
+	l.wantNoLocks(ctx, settler)
+	settler.close(ctx)
+	return history
+}
+
+// wantLinearizable checks calls against the model.
+func (l *load) wantLinearizable(calls []*call) {
+	l.t.Helper()
+	result, info := linearizable(calls, checkTimeout)
+	if result == porcupine.Ok {
+		return
+	}
+	path := filepath.Join(os.TempDir(), fmt.Sprintf("samecommit-history-%d.html", l.seed))
+	if err := porcupine.VisualizePath(model.ToModel(), info, path); err != nil {
+		l.t.Error(err)
+	}
+	l.t.Errorf("the history is %s: see %s", result, path)
 }
 
 // settle calls Do, now that nothing breaks, for every key of which nobody has an
@@ -326,7 +319,7 @@ func (i *injector) report(t *testing.T, history []*call, ambiguous [2]int) {
 		return
 	}
 	for _, f := range faults {
-		if (f == backendKill || f == serverKill) && i.load.server.data == "" {
+		if (f == backendKill || f == serverKill) && i.load.server.own == nil {
 			continue // not to be had on this server, as was logged
 		}
 		for _, k := range tellable {

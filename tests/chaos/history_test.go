@@ -33,6 +33,7 @@ type call struct {
 	fingerprint string
 	verb        string
 	ttl         time.Duration
+	hurried     bool // it was cancelled unless it was very quick
 	process     int
 	worker      int
 	start, end  int64

@@ -66,7 +66,9 @@ type load struct {
 	processes []*process
 	workers   []*worker
 	calls     atomic.Int64 // for each key one
-	target    int64
+	// The workers stop when there are as many calls as target, or over is set.
+	target int64
+	over   atomic.Bool
 	// offset is what to add to the database's clock to get this process's.
 	offset time.Duration
 
@@ -81,6 +83,33 @@ type process struct {
 	pool    *pgxpool.Pool
 	cutter  *pgcut.Cutter
 	clients []*idempotency.Client[pgx.Tx] // by level
+}
+
+// newLoad makes the processes and their workers, and what they write to.
+func newLoad(t *testing.T, s *server, seed uint64, processes int) *load {
+	t.Helper()
+	l := &load{t: t, seed: seed, server: s}
+	setup := l.connect(t.Context())
+	defer func() { _ = setup.Close(t.Context()) }()
+	if _, err := setup.Exec(t.Context(), `CREATE TABLE effects (scope text NOT NULL, id text NOT NULL, effect text NOT NULL);
+		CREATE INDEX ON effects (effect)`); err != nil {
+		t.Fatal(err)
+	}
+	l.began = time.Now()
+	var theirs time.Time
+	if err := setup.QueryRow(t.Context(), `SELECT clock_timestamp()`).Scan(&theirs); err != nil {
+		t.Fatal(err)
+	}
+	l.offset = l.began.Add(time.Since(l.began) / 2).Sub(theirs)
+	for id := range processes {
+		p := l.newProcess(id, execModes[(uint64(id)+seed)%uint64(len(execModes))])
+		l.processes = append(l.processes, p)
+		for range workersPerEach {
+			n := len(l.workers)
+			l.workers = append(l.workers, &worker{process: p, id: n, random: rand.New(rand.NewPCG(seed, uint64(n)))})
+		}
+	}
+	return l
 }
 
 func (l *load) newProcess(id int, mode pgx.QueryExecMode) *process {
@@ -115,7 +144,7 @@ type commitTracer struct{ load *load }
 
 type (
 	attemptKey struct{} // *attempt of the call
-	commitKey  struct{} // set in the batch that commits
+	commitKey  struct{} // in the batch that commits, the effects of its attempt
 )
 
 func (commitTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
@@ -125,7 +154,11 @@ func (commitTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndD
 
 func (commitTracer) TraceBatchStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
 	if queries := data.Batch.QueuedQueries; len(queries) > 0 && queries[len(queries)-1].SQL == "commit" {
-		return context.WithValue(ctx, commitKey{}, true)
+		var effects []string
+		if a, ok := ctx.Value(attemptKey{}).(*attempt); ok {
+			effects = slices.Clone(a.effects) // the next attempt may begin before this commit ends
+		}
+		return context.WithValue(ctx, commitKey{}, effects)
 	}
 	return ctx
 }
@@ -133,8 +166,8 @@ func (commitTracer) TraceBatchStart(ctx context.Context, _ *pgx.Conn, data pgx.T
 func (commitTracer) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
 
 func (c commitTracer) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchEndData) {
-	a, _ := ctx.Value(attemptKey{}).(*attempt)
-	if data.Err == nil || a == nil || ctx.Value(commitKey{}) == nil {
+	effects, _ := ctx.Value(commitKey{}).([]string)
+	if data.Err == nil || effects == nil {
 		return
 	}
 	var pgErr *pgconn.PgError
@@ -143,7 +176,7 @@ func (c commitTracer) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, data pgx.T
 	}
 	c.load.mu.Lock()
 	defer c.load.mu.Unlock()
-	c.load.ambiguous = append(c.load.ambiguous, a.effects...)
+	c.load.ambiguous = append(c.load.ambiguous, effects...)
 }
 
 // attempt is how often the operation of a call has run, and the effects of the
@@ -196,6 +229,8 @@ type worker struct {
 	random  *rand.Rand
 	made    int
 	history []*call
+	// told is how many calls have ended.
+	told atomic.Int64
 }
 
 func (w *worker) chance(percent int) bool { return w.random.IntN(100) < percent }
@@ -205,12 +240,13 @@ func (w *worker) work(ctx context.Context) {
 	l := w.process.load
 	for ctx.Err() == nil {
 		now := l.calls.Load()
-		if now >= l.target {
+		if now >= l.target || l.over.Load() {
 			return
 		}
 		calls := w.next(ctx, now)
 		l.calls.Add(int64(len(calls)))
 		w.history = append(w.history, calls...)
+		w.told.Add(1)
 		var down *pgconn.ConnectError
 		if calls[0].kind == failed && errors.As(calls[0].err, &down) {
 			pause(ctx, 250*time.Millisecond)
@@ -283,6 +319,9 @@ func (w *worker) next(ctx context.Context, now int64) []*call {
 	cancelAfter := callTimeout
 	if w.chance(4) {
 		cancelAfter = time.Duration(w.random.IntN(8000)) * time.Microsecond
+		for _, c := range calls {
+			c.hurried = true
+		}
 	}
 	w.process.make(ctx, calls, w.random.IntN(len(levels)), wait, cancelAfter, end)
 	return calls

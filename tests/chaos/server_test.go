@@ -6,9 +6,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -27,8 +24,8 @@ const upTimeout = time.Minute
 // it is one of the test's own, whose processes can be killed.
 type server struct {
 	config *pgxpool.Config
-	// data is its folder; empty where its processes are out of reach.
-	data string
+	// own is nil where its processes are out of reach.
+	own *pgserver.Local
 }
 
 func newServer(t *testing.T) *server {
@@ -53,7 +50,7 @@ func newServer(t *testing.T) *server {
 			t.Error(err)
 		}
 	})
-	s := &server{}
+	s := &server{own: own}
 	if s.config, err = pgxpool.ParseConfig(own.URL); err != nil {
 		t.Fatal(err)
 	}
@@ -65,30 +62,7 @@ func newServer(t *testing.T) *server {
 	if err := migrate.Up(t.Context(), pool); err != nil {
 		t.Fatal(err)
 	}
-	if err := pool.QueryRow(t.Context(), `SELECT current_setting('data_directory')`).Scan(&s.data); err != nil {
-		t.Fatal(err)
-	}
 	return s
-}
-
-// postmaster returns the process id of the server.
-func (s *server) postmaster() (int, error) {
-	text, err := os.ReadFile(filepath.Join(s.data, "postmaster.pid"))
-	if err != nil {
-		return 0, err
-	}
-	first, _, _ := strings.Cut(string(text), "\n")
-	return strconv.Atoi(first)
-}
-
-// log returns the end of the server's log.
-func (s *server) log() string {
-	const tail = 2000
-	text, err := os.ReadFile(filepath.Join(filepath.Dir(s.data), "log"))
-	if err != nil {
-		return err.Error()
-	}
-	return string(text[max(0, len(text)-tail):])
 }
 
 func (s *server) kill(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) }

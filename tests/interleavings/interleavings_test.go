@@ -43,14 +43,14 @@ func (p scriptPair) String() string { return fmt.Sprintf("%s: %s, %s", p.start, 
 // at returns the name of the pair's table.
 func (p scriptPair) at(level pgx.TxIsoLevel) string { return fmt.Sprintf("%s | %s", p, level) }
 
-// starts are the rows that a schedule can start with, as values of status,
-// response and the ends of lease and retention.
+// starts are the rows that a schedule can start with, as values of response
+// and the ends of lease and retention.
 var starts = map[string]string{
 	"no row":      "",
-	"expired":     `2, '"start"', NULL, now() - interval '1 hour'`,
-	"answered":    `2, '"start"', NULL, now() + interval '1 hour'`,
-	"leased":      `1, NULL, now() + interval '1 hour', NULL`,
-	"lease ended": `1, NULL, now() - interval '1 hour', NULL`,
+	"expired":     `'"start"', NULL, now() - interval '1 hour'`,
+	"answered":    `'"start"', NULL, now() + interval '1 hour'`,
+	"leased":      `NULL, now() + interval '1 hour', NULL`,
+	"lease ended": `NULL, now() - interval '1 hour', NULL`,
 }
 
 var scriptPairs = []scriptPair{
@@ -293,9 +293,9 @@ func (i *interleaving) insertStart(ctx context.Context) error {
 		return err
 	}
 	_, err = i.admin.Exec(ctx, `INSERT INTO idempotency_keys
-		(scope, id, claim_id, attempt, fingerprint, created_at, updated_at, status, response, locked_until, expires_at, response_type)
-		SELECT $1, $2, $3, 1, $4, now(), now(), s.status, s.response::bytea, s.locked_until::timestamptz, s.expires_at::timestamptz, CASE s.status WHEN 2 THEN 'json:string' END
-		FROM (SELECT `+values+`) AS s (status, response, locked_until, expires_at)`,
+		(scope, id, claim_id, attempt, fingerprint, created_at, updated_at, response, locked_until, expires_at, response_type)
+		SELECT $1, $2, $3, 1, $4, now(), now(), s.response::bytea, s.locked_until::timestamptz, s.expires_at::timestamptz, CASE WHEN s.expires_at IS NOT NULL THEN 'json:string' END
+		FROM (SELECT `+values+`) AS s (response, locked_until, expires_at)`,
 		i.key.Scope, i.key.ID, [16]byte(heldClaimID), scriptedFingerprint.Bytes())
 	if err == nil && i.start == "answered" {
 		_, err = i.admin.Exec(ctx, `INSERT INTO effects (name, by) VALUES ($1, 'start')`, i.key.ID)
@@ -399,9 +399,9 @@ func (i *interleaving) committed(ctx context.Context) (effects, record string, e
 	err = i.admin.QueryRow(ctx, `SELECT
 		coalesce((SELECT string_agg(by, '+' ORDER BY by) FROM effects WHERE name = $2), 'none'),
 		coalesce((SELECT CASE
-			WHEN status = 2 AND expires_at <= clock_timestamp() THEN 'expired'
+			WHEN expires_at <= clock_timestamp() THEN 'expired'
 			WHEN response_type LIKE 'error:%' THEN 'final'
-			WHEN status = 2 THEN trim('"' FROM convert_from(response, 'UTF8'))
+			WHEN expires_at IS NOT NULL THEN trim('"' FROM convert_from(response, 'UTF8'))
 			WHEN locked_until IS NOT NULL THEN 'leased'
 			ELSE 'unfinished' END FROM idempotency_keys WHERE scope = $1 AND id = $2), 'none')`, i.key.Scope, i.key.ID).Scan(&effects, &record)
 	return effects, record, err

@@ -2,16 +2,20 @@ package main
 
 // Files that mutants change.
 const (
-	query      = "queries/idempotency_keys.sql#" // and the statement's name
-	schema     = "migrations/00001_create_idempotency_keys.sql"
-	runFile    = "idempotency/pgxstore/run.go"
-	verbsFile  = "idempotency/pgxstore/verbs.go"
-	batchFile  = "idempotency/pgxstore/batch.go"
-	recordFile = "idempotency/pgxstore/record.go"
-	storeFile  = "idempotency/pgxstore/store.go"
-	kitFile    = "idempotency/idempotencytest/statement.go"
-	gateFile   = "idempotency/gate.go"
-	txFile     = "txhelper/transaction.go"
+	query       = "queries/idempotency_keys.sql#" // and the statement's name
+	schema      = "migrations/00001_create_idempotency_keys.sql"
+	runFile     = "idempotency/pgxstore/run.go"
+	resolveFile = "idempotency/pgxstore/resolve.go"
+	verbsFile   = "idempotency/pgxstore/verbs.go"
+	batchFile   = "idempotency/pgxstore/batch.go"
+	recordFile  = "idempotency/pgxstore/record.go"
+	storeFile   = "idempotency/pgxstore/store.go"
+	sweepFile   = "idempotency/pgxstore/sweep.go"
+	errorFile   = "idempotency/pgxstore/error.go"
+	gateFile    = "idempotency/gate.go"
+	txFile      = "txhelper/transaction.go"
+	kitFile     = "idempotency/idempotencytest/statement.go"
+	budgetFile  = "idempotency/budget.go"
 )
 
 // contract is where pgxstore runs the suite of stores with transactions.
@@ -71,7 +75,7 @@ var table = []mutant{
 	{
 		name: "an abandoned row is known by its claim id alone", breaks: once,
 		edits: []edit{
-			{query + "KeyReplaceCompleted", "k.status = @seen_status::smallint", "@seen_status::smallint IS NOT NULL"},
+			{query + "KeyReplaceCompleted", "k.expires_at IS NOT DISTINCT FROM sqlc.narg('seen_expires_at')::timestamptz", "sqlc.narg('seen_expires_at')::timestamptz IS NULL IS NOT NULL"},
 			{query + "KeyReplaceCompleted", "k.locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz", "sqlc.narg('seen_locked_until')::timestamptz IS NULL IS NOT NULL"},
 		},
 		test: "TestUniqueIndexDecidesWithoutTheLock/a zombie's completion under the same claim id",
@@ -88,13 +92,115 @@ var table = []mutant{
 	},
 	{
 		name: "a serialization failure is not noticed", breaks: once,
-		edits: []edit{{"txhelper/tx.go", "if err != nil && IsRetryable(err) {", "if err != nil && IsRetryable(err) && tx.nested && !tx.nested {"}},
+		edits: []edit{{"txhelper/tx.go", "\tif IsRetryable(err) {", "\tif IsRetryable(err) && tx.parent == tx {"}},
 		test:  "TestIgnoredSerializationFailureRunsAgain",
 	},
 	{
 		name: "Do runs where nothing can be written", breaks: honest,
 		edits: []edit{{runFile, "if lock.ReadOnly {", "if lock.ReadOnly && !lock.Locked {"}},
 		test:  "TestReadOnlyTransaction",
+	},
+
+	{
+		name: "a row that a trigger suppressed counts as written", breaks: together,
+		edits: []edit{{query + "KeyInsertCompleted", "CASE count(*) WHEN 1 THEN", "CASE count(*) IS NOT NULL WHEN true THEN"}},
+		test:  "TestRowThatIsNotWrittenCommitsNothing",
+	},
+	{
+		name: "a replaced row that a trigger suppressed counts as written", breaks: together,
+		edits: []edit{{query + "KeyReplaceCompleted", "CASE count(*) WHEN 1 THEN", "CASE count(*) IS NOT NULL WHEN true THEN"}},
+		test:  "TestRowThatIsNotWrittenCommitsNothing",
+	},
+	{
+		name: "the answer goes to whatever table is found", breaks: once,
+		edits: []edit{{query + "KeyInsertCompleted", "concat(@claim_id::uuid, ':', 'idempotency_keys'::regclass::oid, ':')", "concat(@claim_id::uuid, ':')"}},
+		test:  "TestFunctionThatHidesTheTable",
+	},
+	{
+		name: "keys are kept in a temporary table", breaks: once,
+		edits: []edit{{query + "KeyTryLock", "WHEN pg_my_temp_schema() = 0 THEN", "WHEN pg_my_temp_schema() >= 0 THEN"}},
+		test:  "TestTemporaryTableInFrontOfTheTable",
+	},
+	{
+		name: "an immediate guard looks like an ended transaction", breaks: honest,
+		edits: []edit{{errorFile, "TxStatus() == 'E'", "TxStatus() == 'T'"}},
+		test:  "TestConstraintsMadeImmediate",
+	},
+	{
+		name: "an open completion of a lease takes no hint", breaks: bounded,
+		edits: []edit{{query + "KeyComplete", "pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) IS NOT NULL", "@lock_id::bigint IS NOT NULL"}},
+		test:  "TestLeasedCompletionThatIsStillOpen",
+	},
+	{
+		name: "a nested call through another client runs", breaks: honest,
+		edits: []edit{{query + "KeyClaim", "concat(':', @lock_id::bigint, ';')) > 0", "concat(':', @lock_id::bigint, ';')) < 0"}},
+		test:  "TestNestedCallOfAnotherClientOnAWrappedTransaction",
+	},
+	{
+		name: "the server's default isolation is not asked for", breaks: everywhere,
+		edits: []edit{{runFile, "if lookInside && lock.Serializable &&", "if lookInside && lock.ReadOnly && lock.Serializable &&"}},
+		test:  "TestServerWhoseDefaultIsSerializable",
+	},
+	{
+		name: "keys may be translated", breaks: once,
+		edits: []edit{{errorFile, `case "", "UTF8", "SQL_ASCII":`, `case "", "UTF8", "SQL_ASCII", "LATIN1":`}},
+		test:  "TestConnectionThatTranslatesKeys",
+	},
+	{
+		name: "a refused row comes out in the error", breaks: secret,
+		edits: []edit{{errorFile, `bare.Detail, bare.Where, bare.InternalQuery = "", "", ""`, `bare.Where, bare.InternalQuery = "", ""`}},
+		test:  "TestErrorOfARefusedRowHoldsNoRow",
+	},
+	{
+		name: "a batch may read the whole table to claim", breaks: bounded,
+		edits: []edit{{query + "KeyBeginMany", "THEN 'off' END", "THEN 'on' END"}, {query + "KeyClaimMany", "WHEN (SELECT true FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN", "WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN"}},
+		test:  "TestNoStatementReadsTheWholeTable/force_generic_plan, narrow",
+	},
+	{
+		name: "a statement about many rows may read the whole table", breaks: bounded,
+		edits: []edit{{query + "PlanByIndex", "current_setting('enable_seqscan'), true) IS NOT NULL\n            THEN 'off' END", "current_setting('enable_seqscan'), true) IS NOT NULL\n            THEN 'on' END"}},
+		test:  "TestNoStatementReadsTheWholeTable/force_generic_plan, narrow",
+	},
+	{
+		name: "a sweep may sort all that has expired", breaks: bounded,
+		edits: []edit{{query + "PlanByIndex", "current_setting('enable_bitmapscan'), true) IS NOT NULL\n            THEN 'off' END", "current_setting('enable_bitmapscan'), true) IS NOT NULL\n            THEN 'on' END"}},
+		test:  "TestSweepReadsEachRowOnce",
+	},
+	{
+		name: "a sweep leaves its settings with the caller's transaction", breaks: neutral,
+		edits: []edit{{query + "PlanAsBefore", "set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true)", "set_config('enable_seqscan', current_setting('enable_seqscan'), true)"}},
+		test:  "TestBatchBesideALargeOne",
+	},
+	{
+		name: "a sweep walks over what it has deleted", breaks: bounded,
+		edits: []edit{{sweepFile, "s.sweep.end(until)", "s.sweep.end(time.Time{})"}},
+		test:  "TestSweepReadsEachRowOnce",
+	},
+	{
+		name: "a sweep does not come back for what it left", breaks: retention,
+		edits: []edit{{sweepFile, "older, _, err := s.deleteExpired(ctx, time.Time{}, limit-deleted)", "older := 0"}},
+		test:  "TestSweepComesBackForWhatItLeft",
+	},
+	{
+		name: "a row may be in two states", breaks: everywhere,
+		edits: []edit{{schema, "num_nonnulls(expires_at, locked_until, unfinished) = 1", "num_nonnulls(expires_at, locked_until, unfinished) >= 1"}},
+		test:  "TestSchemaRefuses",
+	},
+	{
+		name: "a lease or an answer may never end", breaks: everywhere,
+		edits: []edit{{schema, "CHECK (isfinite(VALUE))", "CHECK (isfinite(VALUE) IS NOT NULL OR VALUE IS NULL)"}},
+		test:  "TestSchemaRefuses",
+	},
+
+	{
+		name: "a TTL that the database takes for zero is accepted", breaks: once,
+		edits: []edit{{"idempotency/params.go", "if ttl < time.Microsecond {", "if ttl <= 0 {"}},
+		test:  "TestNewClientRefusesWhatCannotWork/TTL too short", pkg: "idempotency",
+	},
+	{
+		name: "the context of a finished operation holds its key", breaks: honest,
+		edits: []edit{{"idempotency/do.go", "defer held.Store(false)", "defer held.Store(true)"}},
+		test:  "TestContextOfAnOperationThatHasReturned", pkg: "idempotency",
 	},
 
 	// The key and the request.
@@ -113,7 +219,7 @@ var table = []mutant{
 	},
 	{
 		name: "the scope is left out of the lock", breaks: apart,
-		edits: []edit{{"idempotency/pgxstore/lock.go", `{"idempotency_keys", key.Scope, key.ID}`, `{"idempotency_keys", key.ID}`}},
+		edits: []edit{{"idempotency/key.go", "appendParts(buf[:0], k.Scope, k.ID)", "appendParts(buf[:0], k.ID)"}},
 		test:  "TestAnotherScopesKeyIsNeverVisible",
 	},
 	{
@@ -142,12 +248,52 @@ var table = []mutant{
 		test:  "TestErrorsHoldNoKeyAndNoBody",
 	},
 	{
+		name: "a key is written in JSON", breaks: secret,
+		edits: []edit{{"idempotency/key.go", "return []byte(k.String()), nil", "return []byte(k.Scope + k.ID), nil"}},
+		test:  "TestLogsHoldNoSecret", pkg: "idempotency",
+	},
+	{
+		name: "an answer is written in JSON", breaks: secret,
+		edits: []edit{{"idempotency/record.go", "Response *Response `json:\"-\"`", "Response *Response"}},
+		test:  "TestLogsHoldNoSecret", pkg: "idempotency",
+	},
+	{
+		name: "the secret of a config is printed", breaks: secret,
+		edits: []edit{{"idempotency/secret.go", "io.WriteString(state, s.summary())", "io.WriteString(state, string(s))"}},
+		test:  "TestLogsHoldNoSecret", pkg: "idempotency",
+	},
+	{
+		name: "the store has the id that a secret should hide", breaks: secret,
+		edits: []edit{{"idempotency/client.go", "Key: c.storedKey(params.Key)", "Key: params.Key"}},
+		test:  "TestKeySecret", pkg: "idempotency",
+	},
+	{
+		name: "the digits in a log are not those of the digest", breaks: honest,
+		edits: []edit{{"idempotency/key.go", "digest[:8]", "digest[8:16]"}},
+		test:  "TestKeyPrintsItsDigest", pkg: "idempotency",
+	},
+	{
 		name: "a key may have any length", breaks: honest,
 		edits: []edit{{"idempotency/key.go", "case len(part) > MaxKeyLength:", "case len(part) > 100*MaxKeyLength:"}},
 		test:  "TestBadInputIsRefusedBeforeAnySQL",
 	},
 
 	// Completion.
+	{
+		name: "a claim without a TTL is completed", breaks: once,
+		edits: []edit{{"idempotency/record.go", "validateTTL(\"Claim.TTL\", c.TTL)", "validateTTL(\"Claim.TTL\", max(c.TTL, DefaultTTL))"}},
+		test:  "TestStore/completing a claim without a TTL is an error and leaves the claim", pkg: "idempotency/memstore",
+	},
+	{
+		name: "the transaction of a refused claim commits", breaks: together,
+		edits: []edit{{verbsFile, "\t\tclaim = noClaim\n", "\t\treturn nil, refused\n"}},
+		test:  contract + "completing a claim without a TTL cannot commit",
+	},
+	{
+		name: "the transaction of a batch with a refused claim commits", breaks: together,
+		edits: []edit{{batchFile, "claim, refused = noClaim, err", "return nil, err"}},
+		test:  "TestCompleteWithoutAClaimCannotCommit/no TTL of many",
+	},
 	{
 		name: "a completion without a row goes unnoticed", breaks: together,
 		edits: []edit{{query + "KeyComplete", "1 / count(*)", "count(*)"}},
@@ -165,7 +311,7 @@ var table = []mutant{
 	},
 	{
 		name: "completion of what is completed", breaks: faithful,
-		edits: []edit{{query + "KeyComplete", "AND status = 1", ""}},
+		edits: []edit{{query + "KeyComplete", "AND expires_at IS NULL", ""}},
 		test:  "TestStoreContract/completing twice is an error and keeps the first answer",
 	},
 	{
@@ -175,12 +321,12 @@ var table = []mutant{
 	},
 	{
 		name: "the mark outlives its transaction", breaks: together,
-		edits: []edit{{query + "KeyTryLock", "@claim_id::uuid),\n        true", "@claim_id::uuid),\n        false"}},
+		edits: []edit{{query + "KeyTryLock", "';'\n        ),\n        true", "';'\n        ),\n        false"}},
 		test:  "TestEndingTheTransactionInsideDo",
 	},
 	{
 		name: "an inner Do takes the outer one's mark", breaks: together,
-		edits: []edit{{query + "KeyTryLock", "concat(current_setting('samecommit.claim_ids', true), ", "concat("}},
+		edits: []edit{{query + "KeyTryLock", "            current_setting('samecommit.claim_ids', true),\n", ""}},
 		test:  "TestStoreInsideATransactionThatRollsBack",
 	},
 	{
@@ -197,14 +343,13 @@ var table = []mutant{
 	// Commit.
 	{
 		name: "acknowledged, though the commit failed", breaks: keeps,
-		edits: []edit{{runFile, "\tcase err == nil:\n\t\trecord, err := completed.record()", "\tcase insertErr == nil:\n\t\trecord, err := completed.record()"}},
+		edits: []edit{{runFile, "\tcase err == nil:\n\t\treturn &idempotency.Outcome", "\tcase insertErr == nil:\n\t\treturn &idempotency.Outcome"}},
 		test:  "TestDeferredConstraintFailsTheCommit",
 	},
 	{
 		name: "a constraint of the caller's looks like a lost race", breaks: honest,
 		edits: []edit{
-			{runFile, "\tcase insertErr == nil || !errors.Is(err, insertErr):\n\t\treturn r.afterFailure(ctx, err)\n\t}\n", "\t}\n"},
-			{runFile, "switch state := sqlState(insertErr); {", "switch state := sqlState(err); {"},
+			{runFile, "\tcase insertErr == nil:\n\t\treturn r.afterFailure(ctx, err) // of the commit itself\n", ""},
 		},
 		test: "TestDeferredConstraintFailsTheCommit",
 	},
@@ -228,27 +373,27 @@ var table = []mutant{
 	},
 	{
 		name: "a lost reply is settled by a look alone", breaks: honest,
-		edits: []edit{{runFile, "r.settle(again.seen, lock.Locked && !lock.ReadOnly)", "r.settle(again.seen, again.seen == nil || lock.Locked)"}},
+		edits: []edit{{resolveFile, "case lock.Locked && !lock.ReadOnly:", "case found == nil || lock.Locked:"}},
 		test:  "TestCommitThatIsStillAtWorkIsWaitedFor",
 	},
 	{
 		name: "a lost reply is settled by a standby", breaks: honest,
-		edits: []edit{{runFile, "r.settle(again.seen, lock.Locked && !lock.ReadOnly)", "r.settle(again.seen, lock.Locked)"}},
+		edits: []edit{{resolveFile, "case lock.Locked && !lock.ReadOnly:", "case lock.Locked:"}},
 		test:  "TestLostReplyIsNotResolvedByAStandby",
 	},
 	{
 		name: "a lost commit runs again though its answer may have expired", breaks: honest,
-		edits: []edit{{runFile, "time.Since(sent) >= r.params.TTL", "time.Since(sent) < 0"}},
+		edits: []edit{{resolveFile, "time.Since(sent) < r.params.TTL", "time.Since(sent) >= 0"}},
 		test:  "TestLostReplyToACommitThatExpired",
 	},
 	{
 		name: "its own commit looks like another's", breaks: honest,
-		edits: []edit{{runFile, "if found != nil && found.ClaimID == uuid(r.claimID) {", "if found != nil && found.ClaimID == uuid(r.claimID) && found.LockedUntil != nil {"}},
+		edits: []edit{{resolveFile, "case found != nil && found.ClaimID == uuid(r.claimID):", "case found != nil && found.ClaimID == uuid(r.claimID) && found.LockedUntil.Valid:"}},
 		test:  "TestLostReplyToCommitIsResolved/committed",
 	},
 	{
 		name: "unknown is reported as failed", breaks: honest,
-		edits: []edit{{runFile, `fmt.Errorf("%w: call again with the same key: %w", idempotency.ErrOutcomeUnknown, cause)`, `fmt.Errorf("call again with the same key: %w", cause)`}},
+		edits: []edit{{resolveFile, `fmt.Errorf("%w: call again with the same key: %w", idempotency.ErrOutcomeUnknown, cause)`, `fmt.Errorf("call again with the same key: %w", cause)`}},
 		test:  "TestUnresolvedCommitIsSettledByTheNextCall",
 	},
 	{
@@ -268,7 +413,7 @@ var table = []mutant{
 	},
 	{
 		name: "the caller's cancellation interrupts COMMIT", breaks: honest,
-		edits: []edit{{txFile, "ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.options.CommitTimeout)", "ctx, cancel := context.WithTimeout(ctx, t.options.CommitTimeout)"}},
+		edits: []edit{{txFile, "\tctx = context.WithoutCancel(ctx)\n\tbatch", "\tbatch"}},
 		test:  "TestCommitOutlivesItsCaller",
 	},
 	{
@@ -280,13 +425,13 @@ var table = []mutant{
 	// Whoever ends the transaction.
 	{
 		name: "a function commits the transaction of Do", breaks: together,
-		edits: []edit{{"txhelper/tx.go", "\tif tx.nested {\n\t\treturn tx.note(tx.Tx.Commit(ctx))", "\tif tx.nested || !tx.nested {\n\t\treturn tx.note(tx.Tx.Commit(ctx))"}},
+		edits: []edit{{"txhelper/tx.go", "\tif tx.parent != nil {\n\t\treturn tx.note(tx.Tx.Commit(ctx))", "\tif tx.parent != tx {\n\t\treturn tx.note(tx.Tx.Commit(ctx))"}},
 		test:  "TestRunRefusesToCommit",
 	},
 	{
 		name: "no rollback after a panic", breaks: neutral,
 		edits: []edit{
-			{runFile, "\tdefer transaction.Rollback(ctx)\n\n\tif outcome", "\tdone := true\n\tdefer func() {\n\t\tif done {\n\t\t\ttransaction.Rollback(ctx)\n\t\t}\n\t}()\n\n\tif outcome"},
+			{runFile, "\tdefer transaction.Rollback(ctx)\n\n\tif lookInside", "\tdone := true\n\tdefer func() {\n\t\tif done {\n\t\t\ttransaction.Rollback(ctx)\n\t\t}\n\t}()\n\n\tif lookInside"},
 			{runFile, "\tresponse, err := fn(ctx, ownedTx{transaction.Tx(), r.params.Key})\n", "\tdone = false\n\tresponse, err := fn(ctx, ownedTx{transaction.Tx(), r.params.Key})\n\tdone = true\n"},
 		},
 		test: "TestGoexitAndPanicFreeTheKey",
@@ -303,7 +448,7 @@ var table = []mutant{
 	},
 	{
 		name: "a key may be begun inside its own Do", breaks: honest,
-		edits: []edit{{"idempotency/do.go", "if ctx.Value(heldKey{c, key}) != nil {", "if ctx.Value(heldKey{nil, key}) != nil {"}},
+		edits: []edit{{"idempotency/do.go", "ctx.Value(heldKey{c, key})", "ctx.Value(heldKey{nil, key})"}},
 		test:  "TestNestedDoOnTheSameKey",
 	},
 	{
@@ -319,6 +464,36 @@ var table = []mutant{
 
 	// The answer.
 	{
+		name: "a codec is named error", breaks: honest,
+		edits: []edit{{"idempotency/codec.go", "case name+typeSeparator == TypeErrorPrefix, name == TypeNone,", "case name == TypeNone,"}},
+		test:  "TestNewClientRefusesWhatCannotWork/codec error", pkg: "idempotency",
+	},
+	{
+		name: "a type has a name that no record can have", breaks: noRerun,
+		edits: []edit{{"idempotency/codec.go", "case name == \"\" || !isText(name):", "case name == \"\":"}},
+		test:  "TestResultTypes/a name that could not be recorded is refused before anything runs",
+	},
+	{
+		name: "a final error loses its reason", breaks: faithful,
+		edits: []edit{{"idempotency/final.go", "if fmt.Sprint(recorded) != fmt.Sprint(found) {", "if recorded == nil {"}},
+		test:  "TestFinalErrorThatItsCodecChanges", pkg: "idempotency",
+	},
+	{
+		name: "an error beside a final one is dropped", breaks: honest,
+		edits: []edit{{"idempotency/final.go", "\t\t\tif mark == nil {\n\t\t\t\treturn nil\n\t\t\t}\n", ""}},
+		test:  "TestFinalJoinedWithAnotherError", pkg: "idempotency",
+	},
+	{
+		name: "an unlisted final error is the business error, too", breaks: honest,
+		edits: []edit{{"idempotency/final.go", "nothing was recorded of the %T: add", "nothing was recorded of the %w: add"}},
+		test:  "TestUnlistedFinalErrorSaysWhatToList", pkg: "idempotency",
+	},
+	{
+		name: "a tracer is not told that the function did not return", breaks: honest,
+		edits: []edit{{"idempotency/do.go", "state, replayed, err = 0, false, ErrNotReturned", "state, replayed = 0, false"}},
+		test:  "TestTracerOfAFunctionThatDoesNotReturn", pkg: "idempotency",
+	},
+	{
 		name: "jsonb instead of bytes", breaks: faithful,
 		edits: []edit{{schema, "    response bytea,", "    response jsonb,"}},
 		test:  "TestResultTypes/bytes and raw JSON are untouched",
@@ -330,7 +505,7 @@ var table = []mutant{
 	},
 	{
 		name: "a final error that is not listed is recorded", breaks: honest,
-		edits: []edit{{"idempotency/final.go", "\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: add a kind", "\tif true {\n\t\treturn &Response{Type: TypeErrorPrefix + \"other\", RolledBack: true}, nil\n\t}\n\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: add a kind"}},
+		edits: []edit{{"idempotency/final.go", "\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: nothing was recorded", "\tif true {\n\t\treturn &Response{Type: TypeErrorPrefix + \"other\", RolledBack: true}, nil\n\t}\n\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: nothing was recorded"}},
 		test:  "TestUnlistedFinalErrorRollsBackAndSaysSo",
 	},
 	{
@@ -357,27 +532,62 @@ var table = []mutant{
 	},
 	{
 		name: "in progress, by evidence older than the call", breaks: noRerun,
-		edits: []edit{{gateFile, "if !w.over || !q.lookedAt.After(w.came) {", "if !w.over {"}},
+		edits: []edit{{gateFile, "if over && q.lookedAt.After(p.came) {", "if over && !q.lookedAt.IsZero() {"}},
 		test:  "TestInProgressIsNoOlderThanTheCall", pkg: "idempotency",
 	},
 	{
 		name: "nobody is woken when the key is freed", breaks: bounded,
-		edits: []edit{{gateFile, "\tif p.ran {\n", "\tif p.ran && p.turn {\n"}},
+		edits: []edit{{gateFile, "} else if p.ran {", "} else if p.ran && p.turn {"}},
 		test:  "TestNextInLineRunsWhenTheKeyIsFreed", pkg: "idempotency",
 	},
 	{
-		name: "duplicates share the bytes of an answer", breaks: faithful,
-		edits: []edit{{gateFile, "Record: answer.clone()}", "Record: answer}"}},
+		name: "duplicates share a record", breaks: faithful,
+		edits: []edit{{gateFile, "Record: answer.share()}", "Record: answer}"}},
 		test:  "TestDuplicatesOfOneProcessShareOneAnswer", pkg: "idempotency",
 	},
 	{
+		name: "a call and its duplicates share the bytes of its answer", breaks: faithful,
+		edits: []edit{{gateFile, "record.clone(), goodAt, true", "record, goodAt, true"}},
+		test:  "TestDuplicatesOfOneProcessShareOneAnswer", pkg: "idempotency",
+	},
+	{
+		name: "each duplicate copies the answer", breaks: bounded,
+		edits: []edit{{gateFile, "Record: answer.share()}", "Record: answer.clone()}"}},
+		test:  "TestSharedAnswerIsNotCopied", pkg: "idempotency",
+	},
+	{
+		name: "any number of duplicates decode an answer at once", breaks: bounded,
+		edits: []edit{{budgetFile, "for b.used.Load()+size > b.max {", "for size > b.max {"}},
+		test:  "TestSharedAnswersHaveABudget/room for two", pkg: "idempotency",
+	},
+	{
+		name: "an answer that is larger than the budget is never shared", breaks: unstuck,
+		edits: []edit{{budgetFile, "size := min(int64(bytes), b.max)", "size := int64(bytes)"}},
+		test:  "TestSharedAnswersHaveABudget/less than one", pkg: "idempotency",
+	},
+	{
+		name: "the end of a wait walks the line", breaks: bounded,
+		edits: []edit{{gateFile, "\tp.queue.line.Remove(p.place)\n", "\tfor place := p.queue.line.Front(); place != nil; place = place.Next() {\n\t}\n\tp.queue.line.Remove(p.place)\n"}},
+		test:  "TestEndOfAWaitCostsTheSameInACrowd", pkg: "idempotency",
+	},
+	{
+		name: "every look wakes everybody who waits", breaks: bounded,
+		edits: []edit{{gateFile, "\tif !over {\n", "\tif false {\n"}},
+		test:  "TestWaitsEndingTogether/cancelled", pkg: "idempotency",
+	},
+	{
+		name: "the last to come is the next", breaks: bounded,
+		edits: []edit{{gateFile, "p.queue.line.PushBack(p)", "p.queue.line.PushFront(p)"}},
+		test:  "TestTurnsAreInTheOrderOfTheCalls", pkg: "idempotency",
+	},
+	{
 		name: "any number of duplicates may wait", breaks: bounded,
-		edits: []edit{{gateFile, "case p.gate.waiters >= p.gate.maxWaiters:", "case p.gate.waiters < 0:"}},
+		edits: []edit{{gateFile, "if waiters >= int64(g.maxWaiters) {", "if waiters < 0 {"}},
 		test:  "TestMoreWaitersThanAllowed", pkg: "idempotency",
 	},
 	{
 		name: "those who have left count as waiting", breaks: neutral,
-		edits: []edit{{gateFile, "\tg.waiters--\n\tw.news <- heard", "\tw.news <- heard"}},
+		edits: []edit{{gateFile, "\tp.queue.gate.waiters.Add(-1)\n", ""}},
 		test:  "TestMoreWaitersThanAllowed", pkg: "idempotency",
 	},
 	{
@@ -387,17 +597,27 @@ var table = []mutant{
 	},
 	{
 		name: "an answer is shared with a call that came after it", breaks: retention,
-		edits: []edit{{gateFile, "\tif came.After(q.goodAt) {\n", "\tif q.goodAt.IsZero() {\n"}},
+		edits: []edit{{gateFile, "\tif p.came.After(q.goodAt) {\n", "\tif q.goodAt.IsZero() {\n"}},
 		test:  "TestSharedAnswerIsNoOlderThanTheCall", pkg: "idempotency",
 	},
 	{
 		name: "an answer is shared past row-level security", breaks: apart,
-		edits: []edit{{gateFile, "\tif p.gate.perCaller {\n", "\tif false {\n"}},
+		edits: []edit{{gateFile, "\tif q.gate.perCaller {\n", "\tif false {\n"}},
 		test:  "TestRowLevelSecurityWallsOffWaitingCalls",
 	},
 	{
+		name: "schemas chosen by settings wait for each other", breaks: apart,
+		edits: []edit{{gateFile, "wanted.namespace, err = g.namespace(ctx)", "_, err = g.namespace(ctx)"}},
+		test:  "TestSchemasOfSettingsDoNotWaitForEachOther",
+	},
+	{
+		name: "the settings of a request part its duplicates", breaks: bounded,
+		edits: []edit{{"idempotency/pgxstore/setting.go", `lower == "search_path" || lower == "role"`, `lower != ""`}},
+		test:  "TestStormOfDuplicates/in one process, each with settings",
+	},
+	{
 		name: "a reason to ask again is lost", breaks: unstuck,
-		edits: []edit{{gateFile, "\tq.hurried = true\n", ""}},
+		edits: []edit{{gateFile, "make(chan struct{}, 1)", "make(chan struct{})"}},
 		test:  "TestReasonToAskAgainIsNotLost", pkg: "idempotency",
 	},
 
@@ -448,7 +668,7 @@ var table = []mutant{
 	},
 	{
 		name: "a replayed batch takes locks", breaks: bounded,
-		edits: []edit{{query + "KeyClaimMany", "WHEN EXISTS", "WHEN false AND EXISTS"}},
+		edits: []edit{{query + "KeyClaimMany", "WHEN (SELECT true", "WHEN (SELECT false"}},
 		test:  "TestBatchReplayWritesNothing",
 	},
 
@@ -465,12 +685,12 @@ var table = []mutant{
 	},
 	{
 		name: "no idle timeout", breaks: unstuck,
-		edits: []edit{{storeFile, "\tif s.idleTimeout < 0 {\n", "\tif s.idleTimeout != 0 {\n"}},
+		edits: []edit{{storeFile, "\tif timeout < 0 {\n", "\tif timeout > -2 {\n"}},
 		test:  "TestIdleTimeoutEndsWithTheTransaction",
 	},
 	{
 		name: "the sweep is sent without settings", breaks: apart,
-		edits: []edit{{storeFile, "s.queries.KeyDeleteExpired(ctx, s.querier(s.db),", "s.queries.KeyDeleteExpired(ctx, s.db,"}},
+		edits: []edit{{sweepFile, "\tqueue(batch)\n", "\tqueue(&pgx.Batch{})\n"}},
 		test:  "TestSweepUnderRowLevelSecurity",
 	},
 	{
@@ -496,10 +716,15 @@ var table = []mutant{
 
 	// Leases and clocks.
 	{
+		name: "a completion that was not sent lets the work commit", breaks: fenced,
+		edits: []edit{{verbsFile, "TxStatus() != 'T'", "TxStatus() == 'T'"}},
+		test:  "TestCompletionThatWasNotSentCannotCommit",
+	},
+	{
 		name: "a lease is taken over, whatever it became", breaks: fenced,
 		edits: []edit{
 			{query + "KeyReclaim", "claim_id = @seen_claim_id::uuid", "@seen_claim_id::uuid IS NOT NULL"},
-			{query + "KeyReclaim", "status = @seen_status::smallint", "@seen_status::smallint IS NOT NULL"},
+			{query + "KeyReclaim", "expires_at IS NOT DISTINCT FROM sqlc.narg('seen_expires_at')::timestamptz", "sqlc.narg('seen_expires_at')::timestamptz IS NULL IS NOT NULL"},
 			{query + "KeyReclaim", "locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz", "sqlc.narg('seen_locked_until')::timestamptz IS NULL IS NOT NULL"},
 		},
 		test: "TestTakeoverComparesTheRow",
@@ -511,12 +736,12 @@ var table = []mutant{
 	},
 	{
 		name: "a lease does not hold", breaks: fenced,
-		edits: []edit{{recordFile, "r.LockedUntil.After(r.ReadAt)", "r.LockedUntil.Before(r.ReadAt)"}},
+		edits: []edit{{recordFile, "r.LockedUntil.Time.After(r.ReadAt.Time)", "r.LockedUntil.Time.Before(r.ReadAt.Time)"}},
 		test:  "TestStoreContract/new then in progress then completed replay",
 	},
 	{
 		name: "an unfinished key reads as free", breaks: honest,
-		edits: []edit{{recordFile, "return r != nil && r.Status == statusInProgress && r.LockedUntil == nil", "return r != nil && r.Status != statusInProgress && r.LockedUntil == nil && r.ExpiresAt == nil"}},
+		edits: []edit{{recordFile, "return r != nil && r.Unfinished.Valid", "return r != nil && r.Unfinished.Valid && r.ExpiresAt.Valid"}},
 		test:  contract + "an own key begun again is nested",
 	},
 	{
@@ -526,12 +751,12 @@ var table = []mutant{
 	},
 	{
 		name: "leases end by the program's clock", breaks: fenced,
-		edits: []edit{{recordFile, "r.LockedUntil.After(r.ReadAt)", "r.LockedUntil.After(time.Now())"}},
+		edits: []edit{{recordFile, "r.LockedUntil.Time.After(r.ReadAt.Time)", "r.LockedUntil.Time.After(time.Now())"}},
 		test:  "TestDatabasesClockDecides",
 	},
 	{
 		name: "answers expire by the program's clock", breaks: retention,
-		edits: []edit{{recordFile, "r.ExpiresAt.After(r.ReadAt)", "r.ExpiresAt.After(time.Now())"}},
+		edits: []edit{{recordFile, "r.ExpiresAt.Time.After(r.ReadAt.Time)", "r.ExpiresAt.Time.After(time.Now())"}},
 		test:  "TestDatabasesClockDecides",
 	},
 	{
@@ -553,22 +778,22 @@ var table = []mutant{
 	// Expiry and the sweep.
 	{
 		name: "an expired answer replays", breaks: retention,
-		edits: []edit{{recordFile, "r.Status == statusCompleted && r.ExpiresAt.After(r.ReadAt)", "r.Status == statusCompleted && r.ExpiresAt != nil"}},
+		edits: []edit{{recordFile, "return r.completed() && r.ExpiresAt.Time.After(r.ReadAt.Time)", "return r.completed()"}},
 		test:  "TestTimeOfALongTransaction",
 	},
 	{
 		name: "the sweep deletes what is in progress", breaks: retention,
 		edits: []edit{
-			{query + "KeyDeleteExpired", "    WHERE status = 2\n        AND expires_at < ", "    WHERE coalesce(expires_at, locked_until) < "},
-			{query + "KeyDeleteExpired", "    AND k.status = 2\n    AND k.expires_at < statement_timestamp()", ""},
+			{query + "KeyDeleteExpired", "WHERE k.expires_at < statement_timestamp()\n            AND k.expires_at >= ", "WHERE coalesce(k.expires_at, k.locked_until) < statement_timestamp()\n            AND coalesce(k.expires_at, k.locked_until) >= "},
+			{query + "KeyDeleteExpired", "        AND expires_at < statement_timestamp()\n", ""},
 		},
 		test: "TestStoreContract/delete expired keeps live answers and keys in progress",
 	},
 	{
 		name: "the sweep deletes live answers", breaks: retention,
 		edits: []edit{
-			{query + "KeyDeleteExpired", "AND expires_at < statement_timestamp()", "AND expires_at > '-infinity'"},
-			{query + "KeyDeleteExpired", "AND k.expires_at < statement_timestamp()", ""},
+			{query + "KeyDeleteExpired", "WHERE k.expires_at < statement_timestamp()", "WHERE k.expires_at > '-infinity'"},
+			{query + "KeyDeleteExpired", "        AND expires_at < statement_timestamp()\n", ""},
 		},
 		test: "TestStoreContract/delete expired keeps live answers and keys in progress",
 	},
@@ -579,7 +804,7 @@ var table = []mutant{
 	},
 	{
 		name: "the sweep takes the youngest first", breaks: retention,
-		edits: []edit{{query + "KeyDeleteExpired", "ORDER BY expires_at", "ORDER BY expires_at DESC"}},
+		edits: []edit{{query + "KeyDeleteExpired", "ORDER BY k.expires_at", "ORDER BY k.expires_at DESC"}},
 		test:  "TestStoreContract/delete expired takes the oldest first and honours its limit",
 	},
 	{
@@ -596,7 +821,7 @@ var table = []mutant{
 	},
 	{
 		name: "keys in the collation of the database", breaks: once,
-		edits: []edit{{schema, `    id text COLLATE "C" NOT NULL,`, `    id text NOT NULL,`}},
+		edits: []edit{{schema, `idempotency_name AS text COLLATE "C"`, `idempotency_name AS text`}},
 		test:  "TestSchemaSurvivesCrashesAndUpgrades",
 	},
 	{

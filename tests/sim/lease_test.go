@@ -226,7 +226,7 @@ func (h *holder) begin(ctx context.Context) *idempotency.Outcome {
 	now := time.Now()
 	outcome, err := h.store.Begin(ctx, &idempotency.BeginParams{
 		Key: h.key, Fingerprint: fingerprints[0], Lease: lease,
-		TTL: pick(h.random, []int{1, 2}, time.Hour, within(h.random, 12*time.Hour)),
+		TTL: pick(h.random, []int{1, 2}, time.Hour, time.Microsecond+within(h.random, 12*time.Hour)),
 	})
 	if err != nil {
 		h.violation("Begin: %v", err)

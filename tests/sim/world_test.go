@@ -81,9 +81,11 @@ func newWorld(t *testing.T, seed uint64) *world {
 	}
 	for range 1 + random.IntN(3) {
 		limit := pick(random, []int{1, 4}, 2, 0)
+		shared := pick(random, []int{1, 1}, 1, 0)
 		client, err := idempotency.NewClient(w.store, &idempotency.Config{
-			MaxWaiters:  limit,
-			FinalErrors: []idempotency.FinalKind{idempotency.FinalValue(finalCode, errDeclined)},
+			MaxWaiters:     limit,
+			MaxSharedBytes: shared,
+			FinalErrors:    []idempotency.FinalKind{idempotency.FinalValue(finalCode, errDeclined)},
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -295,6 +295,21 @@ func (m *machine[TTx]) release(t *rapid.T) {
 	}
 }
 
+// loseTTL makes of a claim, now and then, one that no store completes.
+func loseTTL(t *rapid.T, claim *idempotency.Claim) bool {
+	lost := rapid.IntRange(0, 9).Draw(t, "without a TTL") == 0
+	if lost {
+		claim.TTL = 0
+	}
+	return lost
+}
+
+func wantRefused(t *rapid.T, record *idempotency.Record, err error) {
+	if record != nil || !errors.Is(err, idempotency.ErrInvalidParams) {
+		t.Fatalf("%+v, %v; want a claim without a TTL to be refused", record, err)
+	}
+}
+
 // completed is what a completion changes.
 func (m *machine[TTx]) completed(t *rapid.T, tx *openTx[TTx], seen entry, claim *idempotency.Claim, response *idempotency.Response, record *idempotency.Record) {
 	seen.state, seen.response, seen.expires, seen.until = idempotency.Completed, clone(response), m.now+claim.TTL, 0
@@ -305,7 +320,12 @@ func (m *machine[TTx]) completed(t *rapid.T, tx *openTx[TTx], seen entry, claim 
 
 func (m *machine[TTx]) complete(t *rapid.T) {
 	claim, response := m.claim(t, nil), response(t)
+	refused := loseTTL(t, claim)
 	record, err := m.h.Store.Complete(t.Context(), claim, response)
+	if refused {
+		wantRefused(t, record, err)
+		return
+	}
 	if seen, ok := m.judge(t, nil, claim, err); ok {
 		m.completed(t, nil, seen, claim, response, record)
 	}
@@ -427,7 +447,13 @@ func (m *machine[TTx]) beginTx(t *rapid.T) {
 func (m *machine[TTx]) completeTx(t *rapid.T) {
 	tx := m.tx(t)
 	claim, response := m.claim(t, tx), response(t)
+	refused := loseTTL(t, claim)
 	record, err := m.h.Store.WithTx(tx.tx).Complete(t.Context(), claim, response)
+	if refused {
+		wantRefused(t, record, err)
+		tx.failed = true
+		return
+	}
 	if seen, ok := m.judge(t, tx, claim, err); ok {
 		m.completed(t, tx, seen, claim, response, record)
 	} else {

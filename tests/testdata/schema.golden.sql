@@ -2,54 +2,41 @@
 -- go test ./tests -run TestSchemaGolden -update
 -- Do not edit.
 
+CREATE DOMAIN idempotency_attempt AS integer
+    CONSTRAINT idempotency_attempt_positive CHECK ((VALUE > 0));
+
+CREATE DOMAIN idempotency_end AS timestamp with time zone
+    CONSTRAINT idempotency_end_finite CHECK (isfinite(VALUE));
+
+CREATE DOMAIN idempotency_fingerprint AS bytea
+    CONSTRAINT idempotency_fingerprint_length CHECK (((octet_length(VALUE) >= 1) AND (octet_length(VALUE) <= 65)));
+
+CREATE DOMAIN idempotency_name AS text COLLATE "C"
+    CONSTRAINT idempotency_name_length CHECK (((octet_length(VALUE) >= 1) AND (octet_length(VALUE) <= 255)));
+
 CREATE TABLE idempotency_keys (
-    scope text COLLATE "C" NOT NULL,
-    id text COLLATE "C" NOT NULL,
-    status smallint NOT NULL,
+    scope idempotency_name NOT NULL,
+    id idempotency_name NOT NULL,
     claim_id uuid NOT NULL,
-    attempt integer NOT NULL,
-    fingerprint bytea NOT NULL,
+    attempt idempotency_attempt NOT NULL,
+    fingerprint idempotency_fingerprint NOT NULL,
     response bytea,
-    response_type text COLLATE "C",
+    response_type idempotency_name,
     created_at timestamp with time zone NOT NULL,
     updated_at timestamp with time zone NOT NULL,
-    locked_until timestamp with time zone,
-    expires_at timestamp with time zone,
+    expires_at idempotency_end,
+    locked_until idempotency_end,
     unfinished smallint
 );
 
 ALTER TABLE idempotency_keys
-    ADD CONSTRAINT idempotency_keys_attempt_positive CHECK ((attempt > 0));
+    ADD CONSTRAINT idempotency_keys_completed_has_response CHECK (((expires_at IS NULL) = (response_type IS NULL)));
 
 ALTER TABLE idempotency_keys
-    ADD CONSTRAINT idempotency_keys_completed_has_expiry CHECK (((status = 2) = (expires_at IS NOT NULL)));
-
-ALTER TABLE idempotency_keys
-    ADD CONSTRAINT idempotency_keys_completed_has_response CHECK (((status = 2) = (response_type IS NOT NULL)));
-
-ALTER TABLE idempotency_keys
-    ADD CONSTRAINT idempotency_keys_fingerprint_length CHECK (((octet_length(fingerprint) >= 1) AND (octet_length(fingerprint) <= 65)));
-
-ALTER TABLE idempotency_keys
-    ADD CONSTRAINT idempotency_keys_id_length CHECK (((octet_length(id) >= 1) AND (octet_length(id) <= 255)));
-
-ALTER TABLE idempotency_keys
-    ADD CONSTRAINT idempotency_keys_lease_is_in_progress CHECK (((status = 1) OR (locked_until IS NULL)));
+    ADD CONSTRAINT idempotency_keys_one_state CHECK ((num_nonnulls(expires_at, locked_until, unfinished) = 1));
 
 ALTER TABLE idempotency_keys
     ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, id);
-
-ALTER TABLE idempotency_keys
-    ADD CONSTRAINT idempotency_keys_response_type_length CHECK (((octet_length(response_type) >= 1) AND (octet_length(response_type) <= 255)));
-
-ALTER TABLE idempotency_keys
-    ADD CONSTRAINT idempotency_keys_scope_length CHECK (((octet_length(scope) >= 1) AND (octet_length(scope) <= 255)));
-
-ALTER TABLE idempotency_keys
-    ADD CONSTRAINT idempotency_keys_status_known CHECK ((status = ANY (ARRAY[1, 2])));
-
-ALTER TABLE idempotency_keys
-    ADD CONSTRAINT idempotency_keys_unfinished_without_lease CHECK ((((status = 1) AND (locked_until IS NULL)) = (unfinished IS NOT NULL)));
 
 ALTER TABLE idempotency_keys
     ADD CONSTRAINT idempotency_keys_completed_before_commit FOREIGN KEY (unfinished) REFERENCES idempotency_unfinished(id) DEFERRABLE INITIALLY DEFERRED;

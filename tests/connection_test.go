@@ -1,0 +1,190 @@
+package tests_test
+
+import (
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/pgxstore"
+	"github.com/samecommit/samecommit/internal/pgtest"
+)
+
+func TestIdleTimeoutLongerThanPostgreSQLKnows(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), &pgxstore.Config{IdleTimeout: math.MaxInt64}, nil)
+	if _, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k")); err != nil {
+		t.Error(err)
+	}
+}
+
+// In another encoding the server would translate a key, which then is another
+// key than the one that the next service's connection sends.
+func TestConnectionThatTranslatesKeys(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, nil)
+	if _, err := idempotency.Do(t.Context(), b.client, params("bestellung-é"), charge("k")); err != nil {
+		t.Fatal(err)
+	}
+	config := b.pool.Config().Copy()
+	config.ConnConfig.RuntimeParams["client_encoding"] = "LATIN1"
+	latin := openBench(t, poolWith(t, config), nil, nil)
+	_, err := idempotency.Do(t.Context(), latin.client, params("bestellung-é"), charge("k"))
+	wantParamError(t, err, "client_encoding")
+	if err := pgx.BeginFunc(t.Context(), latin.pool, func(tx pgx.Tx) error {
+		_, err := latin.client.WithTx(tx).Begin(t.Context(), params("bestellung-é"))
+		return err
+	}); true {
+		wantParamError(t, err, "client_encoding")
+	}
+	_, err = latin.store.Begin(t.Context(), leased("bestellung-é", time.Minute))
+	wantParamError(t, err, "client_encoding")
+	if n := b.effects(t, "k"); n != 1 {
+		t.Errorf("%d effects, want 1", n)
+	}
+}
+
+// Where the server's default is SERIALIZABLE, a look inside the transaction would
+// abort neighbours of the key, as where TxOptions says so.
+func TestServerWhoseDefaultIsSerializable(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "serializable"
+	counter := &queryCounter{}
+	config.ConnConfig.Tracer = counter
+	b := newBench(t, poolWith(t, config), nil, nil)
+	level := func(ctx context.Context, tx pgx.Tx) (level string, err error) {
+		err = tx.QueryRow(ctx, `SELECT current_setting('transaction_isolation')`).Scan(&level)
+		return level, err
+	}
+	for _, id := range []string{"first", "second"} {
+		_, statements := counter.count(func() {
+			result, err := idempotency.Do(t.Context(), b.client, params(id), level)
+			if err != nil || result.Value != "serializable" {
+				t.Errorf("%q, %v", result.Value, err)
+			}
+		})
+		look := func(sql string) bool { return strings.Contains(sql, "KeyGet ") }
+		work := slices.IndexFunc(statements, func(sql string) bool {
+			return strings.Contains(sql, "transaction_isolation') AS") || strings.HasPrefix(sql, "SELECT current_setting('transaction_isolation')")
+		})
+		if work < 0 {
+			t.Fatalf("the function's statement is not among %q", statements)
+		}
+		begin := 0
+		for i, sql := range statements[:work] {
+			if strings.HasPrefix(strings.ToLower(sql), "begin") {
+				begin = i
+			}
+		}
+		if slices.ContainsFunc(statements[begin:work], look) || !slices.ContainsFunc(statements[:begin], look) {
+			t.Errorf("%s: the look is not before the function's transaction: %q", id, statements)
+		}
+	}
+}
+
+// A pooler that gives one server connection to several clients loses or mixes up
+// their prepared statements.
+func TestPreparedStatementThatIsGone(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	config.MaxConns = 1
+	b := newBench(t, poolWith(t, config), nil, nil)
+	if _, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.pool.Exec(t.Context(), `DEALLOCATE ALL`, pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	_, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k"))
+	if !errors.Is(err, pgxstore.ErrPreparedStatement) {
+		t.Errorf("error is %v, want ErrPreparedStatement", err)
+	}
+}
+
+// What PostgreSQL says of a row that it refuses holds the key and the answer.
+func TestErrorOfARefusedRowHoldsNoRow(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, nil)
+	if _, err := b.pool.Exec(t.Context(), `ALTER TABLE idempotency_keys ADD CONSTRAINT refuse CHECK (scope = 'other')`); err != nil {
+		t.Fatal(err)
+	}
+	for name, call := range map[string]func() error{
+		"Do": func() error {
+			_, err := idempotency.Do(t.Context(), b.client, params("secret-id"), charge("secret-answer"))
+			return err
+		},
+		"DoTx": func() error {
+			return pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+				_, err := idempotency.DoTx(t.Context(), b.client, tx, params("secret-id"), charge("secret-answer"))
+				return err
+			})
+		},
+		"BeginMany": func() error {
+			return pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+				_, err := b.client.WithTx(tx).BeginMany(t.Context(), []idempotency.Params{params("secret-id")})
+				return err
+			})
+		},
+		"lease": func() error {
+			_, err := b.store.Begin(t.Context(), leased("secret-id", time.Minute))
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			err := call()
+			var pgErr *pgconn.PgError
+			if !errors.As(err, &pgErr) || pgErr.Code != "23514" || pgErr.ConstraintName != "refuse" {
+				t.Fatalf("error is %v, want PostgreSQL's of the constraint", err)
+			}
+			if text := pgErr.Detail + pgErr.Where + pgErr.InternalQuery + err.Error(); strings.Contains(text, "secret") {
+				t.Errorf("the error holds the row: %q", text)
+			}
+		})
+	}
+}
+
+// B12: another client's call inside the operation, on a transaction that hides
+// whose it is.
+func TestNestedCallOfAnotherClientOnAWrappedTransaction(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, nil)
+	other := openBench(t, b.pool, nil, nil)
+	runs := 0
+	_, err := idempotency.Do(t.Context(), b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+		runs++
+		result, err := idempotency.DoTx(ctx, other.client, pgx.Tx(struct{ pgx.Tx }{tx}), params("k"), charge("k"))
+		if err != nil {
+			return "", err
+		}
+		answer, err := result.Answer()
+		return answer.Value, err
+	})
+	if !errors.Is(err, idempotency.ErrNested) || runs != 1 {
+		t.Errorf("%v after %d runs, want ErrNested after 1", err, runs)
+	}
+	b.wantNothing(t, "k")
+}
+
+func TestStoreWithoutADatabase(t *testing.T) {
+	t.Parallel()
+	var pool *pgxpool.Pool
+	b := openBench(t, pool, nil, nil)
+	_, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k"))
+	wantParamError(t, err, "database")
+	_, err = b.client.Get(t.Context(), params("k").Key)
+	wantParamError(t, err, "database")
+	_, err = b.store.Begin(t.Context(), leased("k", time.Minute))
+	wantParamError(t, err, "database")
+	_, err = b.client.DeleteExpired(t.Context(), 0)
+	wantParamError(t, err, "database")
+}

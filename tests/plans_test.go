@@ -1,0 +1,155 @@
+package tests_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/internal/pgtest"
+)
+
+// tableReads is what PostgreSQL counted of reads of idempotency_keys.
+type tableReads struct{ seqScans, indexRows, inserted int64 }
+
+func readsOf(t *testing.T, pool *pgxpool.Pool) (reads tableReads) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), `SELECT seq_scan, coalesce(idx_tup_fetch, 0), n_tup_ins
+		FROM pg_stat_user_tables WHERE relid = 'idempotency_keys'::regclass`).Scan(&reads.seqScans, &reads.indexRows, &reads.inserted); err != nil {
+		t.Fatal(err)
+	}
+	return reads
+}
+
+// everyStatement makes calls that send each statement of ours, with keys of its
+// own, and returns how many rows it has inserted.
+func everyStatement(t *testing.T, b *bench, round string) (inserted int64) {
+	t.Helper()
+	ctx := t.Context()
+	expiring := func(p idempotency.Params) idempotency.Params {
+		p.TTL = time.Microsecond
+		return p
+	}
+	id := func(name string) string { return round + name }
+	inTx := func(fn func(tx pgx.Tx) error) {
+		t.Helper()
+		if err := pgx.BeginFunc(ctx, b.pool, fn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	noWork := func(context.Context, pgx.Tx) (string, error) { return "done", nil }
+	// Seven times, as PostgreSQL chooses a generic plan for the sixth.
+	for i := range 7 {
+		name := id(fmt.Sprintf("do-%d", i))
+		for range 2 { // KeyTryLock, KeyGet, KeyInsertCompleted, KeyReplaceCompleted
+			if _, err := idempotency.Do(ctx, b.client, expiring(params(name)), noWork); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := b.client.Get(ctx, params(name).Key); !errors.Is(err, idempotency.ErrNotFound) {
+			t.Fatal(err)
+		}
+		name = id(fmt.Sprintf("tx-%d", i))
+		for range 2 { // KeyClaim, KeyComplete, KeyReclaim
+			inTx(func(tx pgx.Tx) error {
+				_, err := idempotency.DoTx(ctx, b.client, tx, expiring(params(name)), noWork)
+				return err
+			})
+		}
+		outcome, err := b.store.Begin(ctx, leased(id(fmt.Sprintf("lease-%d", i)), time.Minute))
+		if err != nil {
+			t.Fatal(err)
+		}
+		extended, err := b.store.Extend(ctx, outcome.Claim, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.store.Release(ctx, extended); err != nil {
+			t.Fatal(err)
+		}
+		var all []idempotency.Params
+		for k := range 20 {
+			all = append(all, expiring(params(id(fmt.Sprintf("many-%d-%d", i, k)))))
+		}
+		for range 2 { // KeyClaimMany, KeyCompleteMany; KeyGetMany, KeyReclaimMany
+			inTx(func(tx pgx.Tx) error {
+				batch, err := b.client.WithTx(tx).BeginMany(ctx, all)
+				if err != nil {
+					return err
+				}
+				for _, item := range batch.Items {
+					item.Response = bytesResponse("done")
+				}
+				return batch.Complete(ctx)
+			})
+		}
+		if _, err := b.client.DeleteExpired(ctx, 10); err != nil {
+			t.Fatal(err)
+		}
+		inserted += 1 + 1 + 1 + 20
+	}
+	return inserted
+}
+
+// A plan that reads the whole table may be made while it is small and kept while
+// it grows: none is ever made.
+func TestNoStatementReadsTheWholeTable(t *testing.T) {
+	t.Parallel()
+	rows := 200_000
+	if testing.Short() {
+		rows = 20_000
+	}
+	for _, mode := range []string{"auto", "force_generic_plan", "force_custom_plan"} {
+		for _, shape := range []struct {
+			name    string
+			body    int
+			analyze bool
+		}{{"narrow", 0, false}, {"wide", 500, false}, {"narrow, analyzed", 0, true}} {
+			t.Run(mode+", "+shape.name, func(t *testing.T) {
+				t.Parallel()
+				admin := pgtest.DB(t)
+				// Its statistics must be those of a new table, and stay so.
+				if _, err := admin.Exec(t.Context(), `ALTER TABLE idempotency_keys SET (autovacuum_enabled = false)`); err != nil {
+					t.Fatal(err)
+				}
+				config := admin.Config().Copy()
+				config.MaxConns = 1 // whose plans are kept
+				config.ConnConfig.RuntimeParams["plan_cache_mode"] = mode
+				pool, err := pgxpool.NewWithConfig(t.Context(), config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer pool.Close()
+				b := newBench(t, pool, nil, nil)
+				inserted := everyStatement(t, b, "empty ")
+				grow := fmt.Sprintf(`INSERT INTO idempotency_keys (scope, id, claim_id, attempt, fingerprint, response, response_type, created_at, updated_at, expires_at)
+					SELECT 'growth', n::text, gen_random_uuid(), 1, '\x00', convert_to(repeat('x', %d), 'UTF8'), 'bytes', now(), now(), now() + interval '1 day' FROM generate_series(1, %d) AS n`, shape.body, rows)
+				if _, err := admin.Exec(t.Context(), grow); err != nil {
+					t.Fatal(err)
+				}
+				if shape.analyze {
+					if _, err := admin.Exec(t.Context(), `ANALYZE idempotency_keys`); err != nil {
+						t.Fatal(err)
+					}
+				}
+				inserted += everyStatement(t, b, "grown ")
+				pool.Close() // a backend hands its counts on when it ends
+				admin.Reset()
+				waitFor(t, func() bool { return readsOf(t, admin).inserted >= inserted+int64(rows) })
+				got := readsOf(t, admin)
+				if got.seqScans != 0 {
+					t.Errorf("the whole table was read %d times", got.seqScans)
+				}
+				// Nor by way of an index.
+				if limit := 20 * inserted; got.indexRows > limit {
+					t.Errorf("%d rows were read by index for %d keys, want at most %d", got.indexRows, inserted, limit)
+				}
+			})
+		}
+	}
+}
