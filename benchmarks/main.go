@@ -60,7 +60,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	if instructions {
-		return countInstructions(ctx)
+		return countInstructions(ctx, opts.selected)
 	}
 	s, err := startServer(ctx)
 	if err != nil {

@@ -66,48 +66,57 @@ type server struct {
 	databases map[string]*database
 }
 
-func startServer(ctx context.Context) (s *server, err error) {
-	s = &server{databases: make(map[string]*database)}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.stop(context.WithoutCancel(ctx)))
-		}
-	}()
-	// What the environment asks for by name is taken. By itself, pgserver would
-	// rather have a container, and its local server does without fsync.
+// startServer takes the server that the environment asks for by name. By itself,
+// pgserver would rather have a container, and its local server does without
+// fsync.
+func startServer(ctx context.Context) (*server, error) {
 	choice := os.Getenv("SAMECOMMIT_POSTGRES")
 	if choice == "local" || choice == "" && os.Getenv("SAMECOMMIT_POSTGRES_URL") == "" {
-		s.Server, err = startLocal(ctx)
-		s.local = err == nil
+		started, err := startLocal(ctx, settings)
+		if err == nil || choice == "local" || !errors.Is(err, pgserver.ErrNoBinaries) {
+			return newServer(ctx, started, true, err)
+		}
 	}
-	if s.Server == nil && (choice != "local" && err == nil || choice == "" && errors.Is(err, pgserver.ErrNoBinaries)) {
-		s.Server, err = pgserver.Start(ctx, &pgserver.Options{Container: pgcontainer.Start})
-	}
+	started, err := pgserver.Start(ctx, &pgserver.Options{Container: pgcontainer.Start})
+	return newServer(ctx, started, false, err)
+}
+
+// newServer makes the template on a server that was started, and stops it where
+// that fails. Err is that of the start.
+func newServer(ctx context.Context, started *pgserver.Server, local bool, err error) (*server, error) {
 	if err != nil {
-		return s, err
+		return nil, err
 	}
+	s := &server{Server: started, local: local, databases: make(map[string]*database)}
+	if err := s.makeTemplate(ctx); err != nil {
+		return nil, errors.Join(err, s.stop(context.WithoutCancel(ctx)))
+	}
+	return s, nil
+}
+
+func (s *server) makeTemplate(ctx context.Context) (err error) {
 	if s.admin, err = pgxpool.New(ctx, s.URL); err != nil {
-		return s, err
+		return err
 	}
 	if s.template, err = s.create(ctx, "", "template1"); err != nil {
-		return s, err
+		return err
 	}
 	pool, err := s.template.open(ctx, 1)
 	if err != nil {
-		return s, err
+		return err
 	}
 	// A database with a connection cannot be copied.
 	defer pool.Close()
 	if err := migrate.Up(ctx, pool); err != nil {
-		return s, err
+		return err
 	}
 	_, err = pool.Exec(ctx, tables)
-	return s, err
+	return err
 }
 
 // startLocal starts a server whose data is in TMPDIR: without it, pgserver
 // prefers memory, where an fsync costs nothing.
-func startLocal(ctx context.Context) (*pgserver.Server, error) {
+func startLocal(ctx context.Context, settings []string) (*pgserver.Server, error) {
 	if os.Getenv("TMPDIR") == "" {
 		if err := os.Setenv("TMPDIR", os.TempDir()); err != nil {
 			return nil, err
@@ -122,8 +131,8 @@ func startLocal(ctx context.Context) (*pgserver.Server, error) {
 
 func (s *server) stop(ctx context.Context) error {
 	var err error
-	for _, db := range s.databases {
-		if !s.Temporary {
+	if !s.Temporary {
+		for _, db := range s.databases {
 			_, dropErr := s.admin.Exec(ctx, "DROP DATABASE IF EXISTS "+db.name+" WITH (FORCE)")
 			err = errors.Join(err, dropErr)
 		}
@@ -131,10 +140,7 @@ func (s *server) stop(ctx context.Context) error {
 	if s.admin != nil {
 		s.admin.Close()
 	}
-	if s.Server != nil {
-		err = errors.Join(err, s.Stop(ctx))
-	}
-	return err
+	return errors.Join(err, s.Stop(ctx))
 }
 
 // database is one peer's own.
