@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -255,6 +256,59 @@ func TestSharedAnswersHaveABudget(t *testing.T) {
 			}
 		})
 	}
+}
+
+// BenchmarkSharedAnswer is how much the heap grows while 2,000 calls get one
+// answer of 1 MiB, which their callers drop, with Config.MaxSharedBytes and
+// without a limit.
+//
+//	go test -run '^$' -bench SharedAnswer -benchtime 3x ./idempotency
+func BenchmarkSharedAnswer(b *testing.B) {
+	const size = 1 << 20
+	for name, budget := range map[string]int{"default": 0, "no limit": math.MaxInt} {
+		b.Run("bytes/"+name, func(b *testing.B) { benchmarkSharedAnswer(b, budget, make([]byte, size)) })
+		b.Run("string/"+name, func(b *testing.B) { benchmarkSharedAnswer(b, budget, strings.Repeat("x", size-len(`""`))) })
+	}
+}
+
+func benchmarkSharedAnswer[T any](b *testing.B, budget int, value T) {
+	b.Helper()
+	const waiters = 2000
+	var most uint64
+	for b.Loop() {
+		c := newCrowd(b, idempotency.Config{MaxSharedBytes: budget})
+		hold(b, c, c.client, value)
+		join(b.Context(), c, waiters, forAMinute, func(_ idempotency.Result[T], err error) {
+			if err != nil {
+				b.Error(err)
+			}
+		})
+		for c.selects.Load() < waiters {
+			time.Sleep(time.Millisecond)
+		}
+		runtime.GC()
+		var before, now runtime.MemStats
+		runtime.ReadMemStats(&before)
+		ended := make(chan struct{})
+		go func() {
+			c.calls.Wait()
+			close(ended)
+		}()
+		close(c.release)
+		for got := false; !got; {
+			select {
+			case <-ended:
+				got = true
+			case <-time.After(time.Millisecond):
+			}
+			runtime.ReadMemStats(&now)
+			if now.HeapAlloc > before.HeapAlloc {
+				most = max(most, now.HeapAlloc-before.HeapAlloc)
+			}
+		}
+		c.holder.Wait()
+	}
+	b.ReportMetric(float64(most>>20), "peak-MiB")
 }
 
 // BenchmarkWaitsEndingTogether is how long after the end of their waits the last
