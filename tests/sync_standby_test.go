@@ -207,8 +207,12 @@ func TestSyncStandby(t *testing.T) {
 			}
 			start()
 			<-call.done
-			if call.err != nil || call.result.Value != name || call.result.Replayed || call.runs.Load() != 1 || b.effects(t, name) != 1 {
-				t.Errorf("%+v, %v, %d runs, %d effects; want the answer of the one run", call.result, call.err, call.runs.Load(), b.effects(t, name))
+			runs := int32(1)
+			if lose.cut {
+				runs = 2 // what a reset overtakes is not read: then it left nothing
+			}
+			if call.err != nil || call.result.Value != name || call.result.Replayed || call.runs.Load() > runs || b.effects(t, name) != 1 {
+				t.Errorf("%+v, %v, %d runs, %d effects; want the answer of one run", call.result, call.err, call.runs.Load(), b.effects(t, name))
 			}
 			b.wantOnce(t, name)
 		})
