@@ -225,7 +225,7 @@ func TestQuietFunctionRunsOnce(t *testing.T) {
 					if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = 1`); err != nil {
 						return err
 					}
-					waitFor(t, func() bool {
+					waitFor(t, func() bool { //nolint:contextcheck // count has the test's.
 						return count(t, rival.pool, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, pid) == 0
 					})
 					return nil
@@ -258,7 +258,7 @@ func TestQuietFunctionRunsOnce(t *testing.T) {
 					if err := quiet(ctx, tx); err != nil {
 						return "", err
 					}
-					rival.wantRun(t, "k")
+					rival.wantRun(t, "k") //nolint:contextcheck // A rival has a context of its own.
 					return "k", test.then(ctx, tx)
 				})
 				if err != nil || !result.Replayed || rival.effects(t, "k") != 1 {

@@ -476,7 +476,7 @@ func TestLeasedVerbsAreUnavailable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"Begin", "Complete", "Extend"} {
+	for _, name := range []string{"Begin", "Complete", "Extend"} { //nolint:paralleltest // No subtests.
 		if err := calls[name](); err == nil || errors.Is(err, idempotency.ErrUnavailable) {
 			t.Errorf("%s: %v says that nothing was committed, which nobody knows", name, err)
 		}
