@@ -36,7 +36,7 @@ func fill(ctx context.Context, pool *pgxpool.Pool, ids []string, ttl time.Durati
 // grown: a plan that was made for the small table must suit the large one. What
 // would make the server plan anew, autovacuum's ANALYZE, is off.
 func measureGrowth(ctx context.Context, s *server, opts *options) error {
-	const batches = 30
+	const batches = 10 // a generic plan, if there is one, is there from the sixth on
 	grown := 200_000
 	if opts.short {
 		grown = 3000
