@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	baselineTimeout = 10 * time.Minute
+	baselineTimeout = 30 * time.Minute
 	killTimeout     = 5 * time.Minute
 )
 
