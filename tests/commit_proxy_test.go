@@ -24,11 +24,9 @@ type commitProxy struct {
 	// silent loses the reply without closing the connection: the network has
 	// failed and nobody says so.
 	silent bool
-	// beforeCommit is called when a COMMIT is about to pass, and nothing is cut.
-	beforeCommit func()
-	down         atomic.Bool
-	armed        atomic.Bool
-	cuts         atomic.Int32
+	down   atomic.Bool
+	armed  atomic.Bool
+	cuts   atomic.Int32
 }
 
 // cutConfig returns config with the proxy in its connections.
@@ -75,12 +73,6 @@ func (c *proxiedConn) Write(data []byte) (int, error) {
 	if c.proxy.silent && bytes.HasPrefix(data, cancelRequest) {
 		return 0, io.ErrClosedPipe
 	}
-	if c.proxy.beforeCommit != nil {
-		if bytes.Contains(data, []byte("commit\x00")) {
-			c.proxy.beforeCommit()
-		}
-		return c.Conn.Write(data)
-	}
 	if !c.proxy.afterCommit && c.proxy.cut(c.Conn, data, []byte("commit\x00")) {
 		return 0, io.ErrClosedPipe
 	}
@@ -92,7 +84,7 @@ func (c *proxiedConn) Read(data []byte) (int, error) {
 	n, err := c.Conn.Read(data)
 	if c.proxy.afterCommit && c.proxy.cut(c.Conn, data[:n], []byte("COMMIT\x00")) {
 		if c.proxy.silent {
-			return c.Conn.Read(data) // until the client closes it
+			return c.Conn.Read(data) // until the server closes it
 		}
 		return 0, io.ErrUnexpectedEOF
 	}

@@ -102,21 +102,44 @@ func TestLostReplyToACommitThatExpired(t *testing.T) {
 	}
 }
 
-// A commit has a deadline of its own: neither the caller's cancellation nor a
-// network that has fallen silent decides about it.
+// A commit is not the caller's to cancel.
 func TestCommitOutlivesItsCaller(t *testing.T) {
 	t.Parallel()
+	config := pgtest.Config(t)
+	observer := newBench(t, poolWith(t, config.Copy()), nil, nil)
+	let := slowCommit(t, observer.pool, "effects")
+	// Without the time to find out, a commit that was interrupted would show.
+	b := openBench(t, poolWith(t, config), &pgxstore.Config{CommitTimeout: time.Minute, ResolveTimeout: time.Nanosecond}, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	proxy := &commitProxy{beforeCommit: cancel}
-	// Without the time to find out, a commit that was interrupted would show.
-	b := proxy.bench(t, &pgxstore.Config{ResolveTimeout: time.Nanosecond})
-	result, err := idempotency.Do(ctx, b.client, params("k"), charge("k"))
-	if ctx.Err() == nil {
-		t.Fatal("no commit has passed the proxy")
+	type answer struct {
+		result idempotency.Result[string]
+		err    error
 	}
-	if err != nil || result.Value != "k" || result.Replayed || b.effects(t, "k") != 1 {
-		t.Errorf("%+v, %v, %d effects; want a run", result, err, b.effects(t, "k"))
+	done := make(chan answer, 1)
+	go func() {
+		result, err := idempotency.Do(ctx, b.client, params("k"), charge("k"))
+		done <- answer{result, err}
+	}()
+	waitFor(t, func() bool { return count(t, observer.pool, waitingCommits) == 1 })
+	// What the same context does interrupt, it has interrupted before the commit
+	// goes on.
+	interrupted := make(chan error, 1)
+	go func() {
+		_, err := observer.pool.Exec(ctx, `SELECT pg_sleep(600)`)
+		interrupted <- err
+	}()
+	waitFor(t, func() bool {
+		return count(t, observer.pool, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'`) == 1
+	})
+	cancel()
+	if err := <-interrupted; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want context.Canceled", err)
+	}
+	let()
+	got := <-done
+	if got.err != nil || got.result.Value != "k" || got.result.Replayed || observer.effects(t, "k") != 1 {
+		t.Errorf("%+v, %v, %d effects; want a run", got.result, got.err, observer.effects(t, "k"))
 	}
 }
 
@@ -135,25 +158,8 @@ func TestSilentCommitIsResolved(t *testing.T) {
 // deferred trigger, and succeed later. Whoever looks meanwhile sees no row.
 func TestCommitThatIsStillAtWorkIsWaitedFor(t *testing.T) {
 	t.Parallel()
-	proxy := &commitProxy{silent: true}
-	b := proxy.bench(t, &pgxstore.Config{CommitTimeout: 100 * time.Millisecond})
-	for _, sql := range []string{
-		`CREATE FUNCTION wait_for_the_test() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END'`,
-		`CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_for_the_test()`,
-	} {
-		if _, err := b.pool.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
-	holder, err := b.pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = holder.Rollback(context.WithoutCancel(t.Context())) }()
-	if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(1)`); err != nil {
-		t.Fatal(err)
-	}
-
+	b := newBench(t, poolWith(t, pgtest.Config(t)), &pgxstore.Config{CommitTimeout: 100 * time.Millisecond}, nil)
+	let := slowCommit(t, b.pool, "effects")
 	var runs atomic.Int32
 	type answer struct {
 		result idempotency.Result[string]
@@ -177,9 +183,7 @@ func TestCommitThatIsStillAtWorkIsWaitedFor(t *testing.T) {
 		}
 		return tries > 0
 	})
-	if err := holder.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	let()
 	got := <-done
 	if got.err != nil || got.result.Replayed || got.result.Value != "k" || runs.Load() != 1 || b.effects(t, "k") != 1 {
 		t.Errorf("%+v, %v, %d runs, %d effects; want the answer of the one run", got.result, got.err, runs.Load(), b.effects(t, "k"))
@@ -260,6 +264,46 @@ func TestCommitThatIsRefused(t *testing.T) {
 			}
 		})
 	})
+}
+
+// A role may have lost the right to the function that confirms an answer. What it
+// would be asked again for ResolveTimeout is told at once.
+func TestLostReplyThatMayNotBeConfirmed(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	owner := newBench(t, poolWith(t, config.Copy()), nil, nil)
+	role := "unconfirmed_" + config.ConnConfig.Database
+	for _, sql := range []string{
+		`CREATE ROLE ` + role + ` LOGIN PASSWORD 'p'`,
+		`GRANT ALL ON ALL TABLES IN SCHEMA public TO ` + role,
+		`REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC`,
+	} {
+		if _, err := owner.pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		for _, sql := range []string{`DROP OWNED BY ` + role, `DROP ROLE ` + role} {
+			if _, err := owner.pool.Exec(context.WithoutCancel(t.Context()), sql); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	proxy := &commitProxy{afterCommit: true}
+	config.ConnConfig.User, config.ConnConfig.Password = role, "p"
+	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // every COMMIT is sent as text
+	b := openBench(t, poolWith(t, proxy.cutConfig(t, config)), &pgxstore.Config{ResolveTimeout: time.Hour}, nil)
+	defer b.pool.Close() // before the role is dropped
+	proxy.armed.Store(true)
+	_, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k"))
+	if !errors.Is(err, idempotency.ErrOutcomeUnknown) || !strings.Contains(fmt.Sprint(err), "pg_logical_emit_message") {
+		t.Errorf("got %v, want ErrOutcomeUnknown that names the function", err)
+	}
+	wantPgError(t, err, "42501", "")
+	result, err := idempotency.Do(t.Context(), b.client, params("k"), mustNotRun(t, "k"))
+	if err != nil || !result.Replayed {
+		t.Errorf("%+v, %v; want a replay", result, err)
+	}
 }
 
 // wantRefused calls Do with a function that also runs last, and checks its error.

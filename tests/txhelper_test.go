@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -862,6 +863,82 @@ func TestCommitIsAbandonedNotCancelled(t *testing.T) {
 			waitFor(t, gone)
 			wantNotes(t, observer, 1)
 		})
+	}
+}
+
+// The last flight runs in a goroutine, which nobody could recover from.
+func TestCommitEndsAsItsCallbackDoes(t *testing.T) {
+	t.Parallel()
+	commit := func(t *testing.T, pool *pgxpool.Pool, callback func()) error {
+		t.Helper()
+		transaction, err := txhelper.Open(t.Context(), pool, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := write(t.Context(), transaction.Tx(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		return transaction.Commit(t.Context(), func(batch *pgx.Batch) {
+			batch.Queue("SELECT 1/0").Exec(func(pgconn.CommandTag) error { return nil })
+			batch.QueuedQueries[0].Fn = func(pgx.BatchResults) error {
+				callback()
+				return nil
+			}
+		})
+	}
+	t.Run("in a panic", func(t *testing.T) {
+		t.Parallel()
+		pool := txPool(t)
+		value := new(int)
+		func() {
+			defer func() {
+				if recovered := recover(); recovered != any(value) {
+					t.Errorf("recovered %v, want the callback's value", recovered)
+				}
+			}()
+			err := commit(t, pool, func() { panic(value) })
+			t.Errorf("Commit returned %v from a panic", err)
+		}()
+		wantNotes(t, pool, 0)
+	})
+	t.Run("in a Goexit", func(t *testing.T) {
+		t.Parallel()
+		pool := txPool(t)
+		var running sync.WaitGroup
+		running.Go(func() {
+			err := commit(t, pool, runtime.Goexit)
+			t.Errorf("Commit returned %v from a Goexit", err)
+		})
+		running.Wait()
+		wantNotes(t, pool, 0)
+	})
+}
+
+func TestOpenRefusesQueriesOfItsCaller(t *testing.T) {
+	t.Parallel()
+	counter := &queryCounter{}
+	config, err := pgxpool.ParseConfig(pgtest.URL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.ConnConfig.Tracer = counter
+	pool := poolWith(t, config)
+	for name, options := range map[string]pgx.TxOptions{
+		"BeginQuery":  {BeginQuery: "begin"},
+		"CommitQuery": {CommitQuery: "rollback"},
+	} {
+		flights, _ := counter.count(func() {
+			err := txhelper.Run(t.Context(), pool, &txhelper.Options{TxOptions: options}, func(context.Context, pgx.Tx) error {
+				t.Errorf("%s: the function ran", name)
+				return nil
+			})
+			if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "IsoLevel") {
+				t.Errorf("%s: %v, want a refusal that says what to use", name, err)
+			}
+		})
+		if flights != 0 {
+			t.Errorf("%s: %d flights, want none", name, flights)
+		}
 	}
 }
 

@@ -213,7 +213,7 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 	case endedIdle(err):
 		return r.afterFailure(ctx, r.idle(err))
 	case errors.Is(err, txhelper.ErrLostBeforeCommit):
-		return r.afterFailure(ctx, r.explain(err))
+		return r.afterFailure(ctx, &leftNothingError{cause: err})
 	case insertErr == nil || !errors.Is(err, insertErr):
 		return r.afterFailure(ctx, err)
 	}

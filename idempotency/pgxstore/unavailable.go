@@ -187,27 +187,27 @@ func endedIdle(err error) bool {
 	return errors.As(err, &pgErr) && pgErr.Code == codeIdleInTransaction && endsSession(pgErr)
 }
 
-// maxLeftNothing is how often Run runs its function for want of a reply to the
-// commit: what breaks the connection twice may break it each time.
+// maxLeftNothing is how often Run runs its function where the connection is lost
+// at COMMIT each time: what breaks it twice may always break it.
 const maxLeftNothing = 2
 
-// leftNothingError is a commit whose reply was lost, and which has ended without
-// a trace.
+// leftNothingError is a connection that was lost at COMMIT, or before, after the
+// function had returned; and what was to be committed has ended without a trace.
 type leftNothingError struct {
-	// cause is why the reply did not arrive.
+	// cause is how it was lost.
 	cause error
 	// last says that the function is not to run again.
 	last bool
 }
 
 func (e *leftNothingError) Error() string {
-	return fmt.Sprintf("the reply to COMMIT was lost, and it has left nothing: %v", e.cause)
+	return fmt.Sprintf("the connection was lost at COMMIT, which has left nothing: %v", e.cause)
 }
 
 // unavailable is the error for the caller, who may call again, where ctx is the
 // call's. A Run around this one must not take it for its own.
 func (e *leftNothingError) unavailable(ctx context.Context, key idempotency.Key) error {
-	err := fmt.Errorf("%w: the reply to COMMIT was lost, and it has left nothing: %w", idempotency.ErrUnavailable, e.cause)
+	err := fmt.Errorf("%w: the connection was lost at COMMIT, which has left nothing: %w", idempotency.ErrUnavailable, e.cause)
 	if cause := context.Cause(ctx); cause != nil {
 		err = fmt.Errorf("%w: gave up trying again: %w", err, cause)
 	}
