@@ -57,14 +57,23 @@ func (c *Client[TTx]) WithTx(tx TTx) *TxClient {
 }
 
 func (c *Config) beginParams(params *Params) (*BeginParams, error) {
-	if err := params.validate(); err != nil {
+	begin := &BeginParams{}
+	if err := c.fillBeginParams(begin, params); err != nil {
 		return nil, err
+	}
+	return begin, nil
+}
+
+func (c *Config) fillBeginParams(begin *BeginParams, params *Params) error {
+	if err := params.validate(); err != nil {
+		return err
 	}
 	ttl := params.TTL
 	if ttl == 0 {
 		ttl = c.TTL
 	}
-	return &BeginParams{Key: c.storedKey(params.Key), Fingerprint: params.Fingerprint, TTL: ttl}, nil
+	*begin = BeginParams{Key: c.storedKey(params.Key), Fingerprint: params.Fingerprint, TTL: ttl}
+	return nil
 }
 
 // waitOr returns how long to wait for another holder of the key.

@@ -129,7 +129,8 @@ func newTxResult[T any](config *Config, codec resultCodec[T], record *Record, re
 // store as one that returns a response.
 type operation[T, TTx any] struct {
 	client *Client[TTx]
-	begin  *BeginParams
+	params BeginParams
+	begin  *BeginParams // which is &params
 	codec  resultCodec[T]
 	fn     func(ctx context.Context, tx TTx) (T, error)
 	// running says that fn was called and has not returned.
@@ -147,20 +148,22 @@ func newOperation[T, TTx any](client *Client[TTx], params *Params, fn func(conte
 	if err != nil {
 		return nil, err
 	}
-	begin, err := client.config.beginParams(params)
-	if err != nil {
+	op := &operation[T, TTx]{client: client, codec: codec, fn: fn}
+	op.begin = &op.params
+	if err := client.config.fillBeginParams(op.begin, params); err != nil {
 		return nil, err
 	}
-	return &operation[T, TTx]{client: client, begin: begin, codec: codec, fn: fn}, nil
+	return op, nil
 }
 
 // call calls fn in a context that marks the key as held until fn has returned.
 func (o *operation[T, TTx]) call(ctx context.Context, tx TTx) (T, error) {
-	var held atomic.Bool
-	held.Store(true)
-	defer held.Store(false)
+	outer, _ := ctx.Value(heldKey{}).(*held)
+	h := &held{config: &o.client.config, key: o.begin.Key, outer: outer}
+	h.running.Store(true)
+	defer h.running.Store(false)
 	o.running = true
-	value, err := o.fn(context.WithValue(ctx, heldKey{&o.client.config, o.begin.Key}, &held), tx)
+	value, err := o.fn(context.WithValue(ctx, heldKey{}, h), tx)
 	o.running = false
 	return value, err
 }
@@ -203,19 +206,26 @@ func isFinal(err error) bool {
 	return final
 }
 
-// heldKey finds, in the context that fn gets, the *atomic.Bool that says whether
-// the key is still held by this call of fn: what fn left running may keep the
-// context for longer. The config stands for the client.
-type heldKey struct {
+// heldKey finds, in the context that fn gets, the *held of this call of fn.
+type heldKey struct{}
+
+// held is a key that a call of fn runs under. The config stands for the client.
+type held struct {
 	config *Config
 	key    Key
+	// running ends with fn: what fn left running may keep the context for longer.
+	running atomic.Bool
+	// outer is what that call runs in, if it is itself nested in another key's.
+	outer *held
 }
 
 // checkNesting refuses to begin a key inside the operation that holds it: it
 // would wait for itself, or on the operation's own transaction not even that.
 func (c *Config) checkNesting(ctx context.Context, key Key) error {
-	if held, ok := ctx.Value(heldKey{c, key}).(*atomic.Bool); ok && held.Load() {
-		return &KeyError{Key: key, Err: ErrNested}
+	for h, _ := ctx.Value(heldKey{}).(*held); h != nil; h = h.outer {
+		if h.config == c && h.key == key && h.running.Load() {
+			return &KeyError{Key: key, Err: ErrNested}
+		}
 	}
 	return nil
 }

@@ -30,8 +30,8 @@ const (
 	maxDoWAL    = 591
 	maxVerbsWAL = 849
 	// Allocations of a call above those of pgx for the same statements.
-	maxDoAllocs     = 67
-	maxReplayAllocs = 48
+	maxDoAllocs     = 40
+	maxReplayAllocs = 33
 	maxGetAllocs    = 6
 	// What the race detector adds: a sync.Pool then loses some of what it gets.
 	raceAllocs = 10

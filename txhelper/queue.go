@@ -14,47 +14,55 @@ import (
 // error alone: the struct is filled when the batch's results are read. Then done
 // is called with the statement's error, and what it returns is the batch's. A
 // nil done returns it as it is.
-func Queue(batch *pgx.Batch, done func(err error) error) Querier { return queuer{batch, done} }
-
-type queuer struct {
-	batch *pgx.Batch
-	done  func(err error) error
+func Queue(batch *pgx.Batch, done func(err error) error) Querier {
+	return &queued{batch: batch, done: done}
 }
 
-func (q queuer) ended(err error) error {
+// queued is the Querier of one statement and the row that it gives.
+type queued struct {
+	batch *pgx.Batch
+	done  func(err error) error
+	query *pgx.QueuedQuery
+	dest  []any
+}
+
+func (q *queued) ended(err error) error {
 	if q.done == nil {
 		return err
 	}
 	return q.done(err)
 }
 
-func (q queuer) Exec(_ context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	q.batch.Queue(sql, args...).Fn = func(results pgx.BatchResults) error {
-		_, err := results.Exec()
-		return q.ended(err)
-	}
+func (q *queued) Exec(_ context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	q.batch.Queue(sql, args...).Fn = q.readTag
 	return pgconn.CommandTag{}, nil
 }
 
+func (q *queued) readTag(results pgx.BatchResults) error {
+	_, err := results.Exec()
+	return q.ended(err)
+}
+
 // Query is for the interface only: rows are read at once. See QueueStep.
-func (q queuer) Query(context.Context, string, ...any) (pgx.Rows, error) {
+func (q *queued) Query(context.Context, string, ...any) (pgx.Rows, error) {
 	return nil, errors.ErrUnsupported
 }
 
-func (q queuer) QueryRow(_ context.Context, sql string, args ...any) pgx.Row {
-	return queuedRow{q, q.batch.Queue(sql, args...)}
-}
-
-type queuedRow struct {
-	queuer
-	query *pgx.QueuedQuery
+func (q *queued) QueryRow(_ context.Context, sql string, args ...any) pgx.Row {
+	q.query = q.batch.Queue(sql, args...)
+	return q
 }
 
 // Scan keeps the places to scan into, which are in the struct that the generated
 // function returns.
-func (r queuedRow) Scan(dest ...any) error {
-	r.query.Fn = func(results pgx.BatchResults) error { return r.ended(results.QueryRow().Scan(dest...)) }
+func (q *queued) Scan(dest ...any) error {
+	q.dest = dest
+	q.query.Fn = q.readRow
 	return nil
+}
+
+func (q *queued) readRow(results pgx.BatchResults) error {
+	return q.ended(results.QueryRow().Scan(q.dest...))
 }
 
 // QueueStep adds to batch the one statement that step sends, also where it reads

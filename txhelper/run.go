@@ -122,9 +122,11 @@ func Retry(ctx context.Context, db DB, options *Options, try func(ctx context.Co
 	}
 	for attempt := 1; ; attempt++ {
 		err := try(ctx)
-		var ambiguous *AmbiguousCommitError
+		if err == nil {
+			return nil
+		}
 		// An ambiguous commit may have done the work, whatever lost its reply.
-		if err == nil || errors.As(err, &ambiguous) || !withDefaults.Retryable(err) {
+		if _, ambiguous := errors.AsType[*AmbiguousCommitError](err); ambiguous || !withDefaults.Retryable(err) {
 			return err
 		}
 		if attempt >= attempts {

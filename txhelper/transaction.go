@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -24,7 +23,8 @@ type DB interface {
 // back. Tx is the side that other code gets.
 type Transaction struct {
 	options Options
-	tx      *Tx
+	tx      Tx
+	shared  txShared
 	base    pgx.Tx
 	conn    *pgx.Conn
 	// pooled is what conn came from, nil where it is the caller's own.
@@ -78,7 +78,7 @@ func Open(ctx context.Context, db DB, options *Options, first func(batch *pgx.Ba
 	}
 	results := t.conn.SendBatch(ctx, batch)
 	t.base = results.Tx()
-	t.tx = newTx(t.base)
+	t.tx = Tx{Tx: t.base, shared: &t.shared}
 	if err := results.Close(); err != nil {
 		if t.conn.IsClosed() && ctx.Err() == nil {
 			err = fmt.Errorf("%w: %w", ErrConnectionLost, err)
@@ -98,7 +98,7 @@ func openNested(ctx context.Context, db DB, t *Transaction, first func(batch *pg
 		return nil, fmt.Errorf("txhelper: begin: %w", err)
 	}
 	t.base, t.conn, t.nested = base, base.Conn(), true
-	t.tx = newTx(base)
+	t.tx = Tx{Tx: base, shared: &t.shared}
 	batch := &pgx.Batch{}
 	if first != nil {
 		first(batch)
@@ -115,7 +115,7 @@ func openNested(ctx context.Context, db DB, t *Transaction, first func(batch *pg
 // Tx returns the transaction as other code may use it: Commit and Rollback
 // return ErrOwned and doom it. It fails with pgx.ErrTxClosed once this
 // Transaction has ended.
-func (t *Transaction) Tx() pgx.Tx { return t.tx }
+func (t *Transaction) Tx() pgx.Tx { return &t.tx }
 
 // Nested reports whether the transaction is a savepoint in another.
 func (t *Transaction) Nested() bool { return t.nested }
@@ -203,16 +203,19 @@ func (t *Transaction) Commit(ctx context.Context, last func(batch *pgx.Batch)) e
 	}
 	// As a batch COMMIT takes the extended protocol. After a lost reply to a
 	// simple-protocol COMMIT, pgx from 5.9 on calls the error safe to retry.
-	batch.Queue("commit").Exec(func(tag pgconn.CommandTag) error {
-		if tag.String() == "ROLLBACK" {
-			return pgx.ErrTxCommitRollback
-		}
-		return nil
-	})
+	batch.Queue("commit").Fn = readCommit
 	if t.pooled == nil {
 		return t.commitInTime(ctx, batch)
 	}
 	return t.commitOrAbandon(ctx, batch)
+}
+
+func readCommit(results pgx.BatchResults) error {
+	tag, err := results.Exec()
+	if err == nil && tag.String() == "ROLLBACK" {
+		return pgx.ErrTxCommitRollback
+	}
+	return err
 }
 
 // commitInTime sends the last flight under a deadline.
@@ -231,68 +234,76 @@ func (t *Transaction) commitInTime(ctx context.Context, batch *pgx.Batch) error 
 // commitOrAbandon sends the last flight without a deadline, in a goroutine that
 // has the connection until then.
 func (t *Transaction) commitOrAbandon(ctx context.Context, batch *pgx.Batch) error {
-	conn, timeout := t.conn, t.options.RollbackTimeout
-	var decided atomic.Bool // by the reply or by the timer, whichever comes first
-	replied := make(chan reply, 1)
-	go func() {
-		r := reply{died: true}
-		defer func() {
-			if r.died {
-				r.panicked = recover()
-			}
-			if decided.CompareAndSwap(false, true) {
-				replied <- r
-				return
-			}
-			ctx, cancel := context.WithTimeout(ctx, timeout)
-			defer cancel()
-			_ = conn.Close(ctx) // nobody is left to be told
-		}()
-		r.err = conn.SendBatch(ctx, batch).Close()
-		r.died = false
-	}()
+	f := &lastFlight{conn: t.conn, batch: batch, replied: make(chan struct{}), died: true}
+	go f.fly(ctx, t.options.RollbackTimeout)
 	timer := time.NewTimer(t.options.CommitTimeout)
 	defer timer.Stop()
 	select {
-	case r := <-replied:
-		return t.outcome(r.get())
+	case <-f.replied:
+		return t.outcome(f.get())
 	case <-timer.C:
 	}
-	if !decided.CompareAndSwap(false, true) {
-		r := <-replied
-		return t.outcome(r.get())
+	if !f.decided.CompareAndSwap(false, true) {
+		<-f.replied
+		return t.outcome(f.get())
 	}
 	t.abandoned = true
 	t.pooled.Hijack()
 	return &AmbiguousCommitError{Err: fmt.Errorf("no reply in %s", t.options.CommitTimeout)}
 }
 
-// reply is how the last flight ended.
-type reply struct {
-	err error
+// lastFlight is the flight that carries COMMIT, in its goroutine.
+type lastFlight struct {
+	conn  *pgx.Conn
+	batch *pgx.Batch
+	// decided is set by the reply or by the timer, whichever comes first.
+	decided atomic.Bool
+	// replied is closed where that was the reply. What follows is set then.
+	replied chan struct{}
+	err     error
 	// died says that a callback panicked, or called runtime.Goexit where
 	// panicked is nil.
 	died     bool
 	panicked any
 }
 
+func (f *lastFlight) fly(ctx context.Context, closeTimeout time.Duration) {
+	defer func() {
+		if f.died {
+			f.panicked = recover()
+		}
+		if f.decided.CompareAndSwap(false, true) {
+			close(f.replied)
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+		defer cancel()
+		_ = f.conn.Close(ctx) // nobody is left to be told
+	}()
+	f.err = f.conn.SendBatch(ctx, f.batch).Close()
+	f.died = false
+}
+
 // get returns the error, or ends as the callback has.
-func (r *reply) get() error {
+func (f *lastFlight) get() error {
 	switch {
-	case r.panicked != nil:
-		panic(r.panicked)
-	case r.died:
+	case f.panicked != nil:
+		panic(f.panicked)
+	case f.died:
 		runtime.Goexit()
 	}
-	return r.err
+	return f.err
 }
 
 // outcome says what the error of the last flight means.
 func (t *Transaction) outcome(err error) error {
+	if err == nil {
+		return nil
+	}
 	inSync := !t.conn.IsClosed() && !t.conn.PgConn().IsBusy()
 	var preprocessing pgx.ErrPreprocessingBatch
 	switch {
-	case err == nil, errors.Is(err, pgx.ErrTxCommitRollback), isDefinite(err, inSync):
+	case errors.Is(err, pgx.ErrTxCommitRollback), isDefinite(err, inSync):
 		return err
 	case errors.As(err, &preprocessing):
 		// COMMIT is sent once every statement has been prepared and encoded.

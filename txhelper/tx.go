@@ -43,8 +43,6 @@ type seenError struct {
 	tx  *Tx
 }
 
-func newTx(base pgx.Tx) *Tx { return &Tx{Tx: base, shared: &txShared{}} }
-
 // note remembers a retryable error, or that the connection has been lost, and
 // returns err.
 func (tx *Tx) note(err error) error {
@@ -57,7 +55,8 @@ func (tx *Tx) note(err error) error {
 		tx.shared.mu.Unlock()
 	}
 	if tx.Conn().IsClosed() {
-		tx.shared.lost.CompareAndSwap(nil, &err)
+		lost := err // so that err, which is nil most often, is on the stack
+		tx.shared.lost.CompareAndSwap(nil, &lost)
 	}
 	return err
 }

@@ -246,19 +246,21 @@ type ownedTx struct {
 }
 
 // Begin starts a nested transaction, which still is under the key.
-func (tx ownedTx) Begin(ctx context.Context) (pgx.Tx, error) {
+func (tx *ownedTx) Begin(ctx context.Context) (pgx.Tx, error) {
 	nested, err := tx.Tx.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return ownedTx{nested, tx.runKey}, nil
+	return &ownedTx{nested, tx.runKey}, nil
 }
 
-func (tx ownedTx) Commit(ctx context.Context) error   { return explainOwned(tx.Tx.Commit(ctx)) }
-func (tx ownedTx) Rollback(ctx context.Context) error { return explainOwned(tx.Tx.Rollback(ctx)) }
+func (tx *ownedTx) Commit(ctx context.Context) error   { return explainOwned(tx.Tx.Commit(ctx)) }
+func (tx *ownedTx) Rollback(ctx context.Context) error { return explainOwned(tx.Tx.Rollback(ctx)) }
 
 // runKey returns the key that Run holds by tx, zero if tx is not of Run.
 func runKey(tx pgx.Tx) idempotency.Key {
-	owned, _ := tx.(ownedTx)
-	return owned.runKey
+	if owned, ok := tx.(*ownedTx); ok {
+		return owned.runKey
+	}
+	return idempotency.Key{}
 }

@@ -25,22 +25,6 @@ type row struct {
 	key idempotency.Key
 }
 
-// queueLookUp queues lookUp. found is called when the result is read, if the key
-// has a row.
-func (s *Store) queueLookUp(ctx context.Context, batch *pgx.Batch, key idempotency.Key, found func(*row)) {
-	seen := &row{key: key}
-	done := func(err error) error {
-		if errors.Is(err, pgx.ErrNoRows) {
-			return nil
-		}
-		if err == nil {
-			found(seen)
-		}
-		return err
-	}
-	seen.KeyGetRow, _ = s.queries.KeyGet(ctx, txhelper.Queue(batch, done), &db.KeyGetParams{Scope: key.Scope, ID: key.ID})
-}
-
 // lookUp returns nil where the key has no row.
 func (s *Store) lookUp(ctx context.Context, q txhelper.Querier, key idempotency.Key) (*row, error) {
 	found, err := s.queries.KeyGet(ctx, q, &db.KeyGetParams{Scope: key.Scope, ID: key.ID})

@@ -23,28 +23,24 @@ func (s *Store) Run(ctx context.Context, params *idempotency.BeginParams, fn fun
 	err = txhelper.Retry(ctx, s.db, &s.options, func(ctx context.Context) error {
 		r := &run{store: s, params: params, claimID: idempotency.NewClaimID(), connecting: &connecting}
 		outcome, executed, err = r.try(ctx, fn)
-		var lost *leftNothingError
-		if errors.As(err, &lost) {
+		if lost, ok := errors.AsType[*leftNothingError](err); ok {
 			leftNothing++
 			lost.last = leftNothing == maxLeftNothing
 		}
 		return err
 	})
-	var exceeded *txhelper.AttemptsExceededError
-	var lost *leftNothingError
-	switch {
-	case errors.As(err, &lost):
+	if err == nil {
+		return outcome, executed, nil
+	}
+	if lost, ok := errors.AsType[*leftNothingError](err); ok {
 		err = lost.unavailable(ctx, params.Key)
-	case errors.As(err, &exceeded):
+	} else if exceeded, ok := errors.AsType[*txhelper.AttemptsExceededError](err); ok {
 		// The last try's error may be fn's own, which is left as it is.
-		if cause := sentinel(err); cause != nil {
+		if cause := sentinel(exceeded); cause != nil {
 			err = &idempotency.KeyError{Key: params.Key, Err: fmt.Errorf("%w: run: %w", cause, err)}
 		}
 	}
-	if err != nil {
-		return nil, false, explainOwned(err)
-	}
-	return outcome, executed, nil
+	return nil, false, explainOwned(err)
 }
 
 // run is one try of Run: one claim id, one transaction.
@@ -54,6 +50,12 @@ type run struct {
 	claimID idempotency.ClaimID
 	// connecting is what is left of Config.ConnectTimeout, for all tries.
 	connecting *time.Duration
+	// tx is what fn gets.
+	tx ownedTx
+	// found is what KeyGet returns, once its result has been read.
+	found *db.KeyGetRow
+	// insertErr is the error of the last statement; errNotSent until it is read.
+	insertErr error
 	// seen is the row that the answer replaces: an expired answer, or a claim
 	// whose lease has ended. Nil where the key had no row.
 	seen *row
@@ -109,7 +111,8 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		return &idempotency.Outcome{State: idempotency.InProgress}, false, nil
 	}
 
-	response, err := fn(ctx, ownedTx{transaction.Tx(), r.params.Key})
+	r.tx = ownedTx{transaction.Tx(), r.params.Key}
+	response, err := fn(ctx, &r.tx)
 	if err == nil {
 		err = response.Validate()
 	}
@@ -175,10 +178,26 @@ func (r *run) open(ctx context.Context, database txhelper.DB, options *txhelper.
 		// in vain, and the unique index undoes it.
 		lock = r.queueTryLock(ctx, batch)
 		if look {
-			r.store.queueLookUp(ctx, batch, r.params.Key, func(found *row) { r.seen = found })
+			r.queueLookUp(ctx, batch)
 		}
 	})
 	return transaction, lock, err
+}
+
+// queueLookUp queues the look, whose result is r.seen once it has been read.
+func (r *run) queueLookUp(ctx context.Context, batch *pgx.Batch) {
+	key := r.params.Key
+	r.found, _ = r.store.queries.KeyGet(ctx, txhelper.Queue(batch, r.looked), &db.KeyGetParams{Scope: key.Scope, ID: key.ID})
+}
+
+func (r *run) looked(err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err == nil {
+		r.seen = &row{KeyGetRow: r.found, key: r.params.Key}
+	}
+	return err
 }
 
 // queueTryLock is in the first flight of every transaction here. It also leaves
@@ -194,29 +213,23 @@ func (r *run) queueTryLock(ctx context.Context, batch *pgx.Batch) *db.KeyTryLock
 // cannot be written the server skips the commit.
 func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, response *idempotency.Response) (*idempotency.Outcome, bool, error) {
 	var written *db.KeyInsertCompletedRow
-	insertErr := errNotSent
+	r.insertErr = errNotSent
 	sent := time.Now()
 	err := transaction.Commit(ctx, func(batch *pgx.Batch) {
-		written = r.queueInsert(ctx, batch, response, func(err error) error {
-			insertErr = err
-			return err
-		})
+		written = r.queueInsert(ctx, batch, response)
 	})
-	var ambiguous *txhelper.AmbiguousCommitError
+	if err == nil {
+		return r.finished(response, written), true, nil
+	}
+	ambiguous, isAmbiguous := errors.AsType[*txhelper.AmbiguousCommitError](err)
 	switch {
-	case err == nil:
-		return &idempotency.Outcome{State: idempotency.Completed, Record: &idempotency.Record{
-			Key: r.params.Key, State: idempotency.Completed, ClaimID: r.claimID, Attempt: r.attempt(),
-			Fingerprint: r.params.Fingerprint, Response: &idempotency.Response{Type: response.Type, Body: response.Body},
-			CreatedAt: written.CreatedAt.Time, UpdatedAt: written.CreatedAt.Time, ExpiresAt: written.ExpiresAt.Time,
-		}}, true, nil
-	case errors.As(err, &ambiguous):
+	case isAmbiguous:
 		return r.resolve(ctx, ambiguous, sent)
 	case endedIdle(err):
 		return r.afterFailure(ctx, r.idle(err))
 	case errors.Is(err, txhelper.ErrLostBeforeCommit):
 		return r.afterFailure(ctx, &leftNothingError{cause: err})
-	case insertErr == nil:
+	case r.insertErr == nil:
 		return r.afterFailure(ctx, err) // of the commit itself
 	}
 	// Ours is known by its position: a constraint of the caller's, deferred to
@@ -235,6 +248,23 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 	}
 }
 
+// finished is the outcome of a commit. One allocation, where most calls have three.
+func (r *run) finished(response *idempotency.Response, written *db.KeyInsertCompletedRow) *idempotency.Outcome {
+	f := &struct {
+		outcome  idempotency.Outcome
+		record   idempotency.Record
+		response idempotency.Response
+	}{}
+	f.response = idempotency.Response{Type: response.Type, Body: response.Body}
+	f.record = idempotency.Record{
+		Key: r.params.Key, State: idempotency.Completed, ClaimID: r.claimID, Attempt: r.attempt(),
+		Fingerprint: r.params.Fingerprint, Response: &f.response,
+		CreatedAt: written.CreatedAt.Time, UpdatedAt: written.CreatedAt.Time, ExpiresAt: written.ExpiresAt.Time,
+	}
+	f.outcome = idempotency.Outcome{State: idempotency.Completed, Record: &f.record}
+	return &f.outcome
+}
+
 // errNotSent stands for the result of our last statement until it is read.
 var errNotSent = errors.New("pgxstore: statement was not sent")
 
@@ -247,8 +277,8 @@ func (r *run) attempt() int {
 }
 
 // queueInsert queues the statement that writes the finished row.
-func (r *run) queueInsert(ctx context.Context, batch *pgx.Batch, response *idempotency.Response, done func(err error) error) *db.KeyInsertCompletedRow {
-	key, queries, q := r.params.Key, r.store.queries, txhelper.Queue(batch, done)
+func (r *run) queueInsert(ctx context.Context, batch *pgx.Batch, response *idempotency.Response) *db.KeyInsertCompletedRow {
+	key, queries, q := r.params.Key, r.store.queries, txhelper.Queue(batch, r.inserted)
 	if r.seen == nil {
 		written, _ := queries.KeyInsertCompleted(ctx, q, &db.KeyInsertCompletedParams{
 			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: r.params.Fingerprint.Bytes(),
@@ -262,6 +292,11 @@ func (r *run) queueInsert(ctx context.Context, batch *pgx.Batch, response *idemp
 		SeenClaimID: r.seen.ClaimID, SeenExpiresAt: r.seen.ExpiresAt, SeenLockedUntil: r.seen.LockedUntil,
 	})
 	return (*db.KeyInsertCompletedRow)(replaced) // the same columns
+}
+
+func (r *run) inserted(err error) error {
+	r.insertErr = err
+	return err
 }
 
 // afterFailure looks, in a fresh snapshot, whether a rival has answered

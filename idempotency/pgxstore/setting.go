@@ -73,6 +73,9 @@ func (s *Store) open(ctx context.Context, database txhelper.DB, options *txhelpe
 	if _, ok := s.db.(missingDB); ok {
 		return nil, errMissingDB
 	}
+	if s.settings == nil {
+		return txhelper.Open(ctx, database, options, first)
+	}
 	queue, err := s.settingsOf(ctx)
 	if err != nil {
 		return nil, err

@@ -233,7 +233,7 @@ func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx
 func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
 	own := true // not an error of fn's
 	err := txhelper.Savepoint(ctx, tx, func(ctx context.Context, nested pgx.Tx) error {
-		err := fn(ctx, ownedTx{nested, runKey(tx)})
+		err := fn(ctx, &ownedTx{nested, runKey(tx)})
 		own = err == nil
 		return err
 	})

@@ -199,7 +199,7 @@ var table = []mutant{
 	},
 	{
 		name: "the context of a finished operation holds its key", breaks: honest,
-		edits: []edit{{"idempotency/do.go", "defer held.Store(false)", "defer held.Store(true)"}},
+		edits: []edit{{"idempotency/do.go", "defer h.running.Store(false)", "defer h.running.Store(true)"}},
 		test:  "TestContextOfAnOperationThatHasReturned", pkg: "idempotency",
 	},
 
@@ -343,13 +343,13 @@ var table = []mutant{
 	// Commit.
 	{
 		name: "acknowledged, though the commit failed", breaks: keeps,
-		edits: []edit{{runFile, "\tcase err == nil:\n\t\treturn &idempotency.Outcome", "\tcase insertErr == nil:\n\t\treturn &idempotency.Outcome"}},
+		edits: []edit{{runFile, "\tif err == nil {\n\t\treturn r.finished", "\tif r.insertErr == nil {\n\t\treturn r.finished"}},
 		test:  "TestDeferredConstraintFailsTheCommit",
 	},
 	{
 		name: "a constraint of the caller's looks like a lost race", breaks: honest,
 		edits: []edit{
-			{runFile, "\tcase insertErr == nil:\n\t\treturn r.afterFailure(ctx, err) // of the commit itself\n", ""},
+			{runFile, "\tcase r.insertErr == nil:\n\t\treturn r.afterFailure(ctx, err) // of the commit itself\n", ""},
 		},
 		test: "TestDeferredConstraintFailsTheCommit",
 	},
@@ -357,7 +357,7 @@ var table = []mutant{
 		name: "an aborted transaction is acknowledged", breaks: keeps,
 		edits: []edit{
 			{txFile, "if t.conn.PgConn().TxStatus() == 'E' {", "if t.conn.PgConn().TxStatus() == 'e' {"},
-			{txFile, "\t\t\treturn pgx.ErrTxCommitRollback\n", "\t\t\treturn nil\n"},
+			{txFile, "\t\treturn pgx.ErrTxCommitRollback\n", "\t\treturn nil\n"},
 		},
 		test: "TestRunRefusesToCommit",
 	},
@@ -408,7 +408,7 @@ var table = []mutant{
 	},
 	{
 		name: "a lost commit is run again, if that is asked for", breaks: once,
-		edits: []edit{{"txhelper/run.go", "if err == nil || errors.As(err, &ambiguous) || !withDefaults.Retryable(err) {", "if err == nil || !withDefaults.Retryable(err) || errors.As(err, &ambiguous) && attempt > 1 {"}},
+		edits: []edit{{"txhelper/run.go", "if _, ambiguous := errors.AsType[*AmbiguousCommitError](err); ambiguous || !withDefaults.Retryable(err) {", "if _, ambiguous := errors.AsType[*AmbiguousCommitError](err); ambiguous && attempt > 1 || !withDefaults.Retryable(err) {"}},
 		test:  "TestLostReplyThroughAWrappedPool",
 	},
 	{
@@ -432,7 +432,7 @@ var table = []mutant{
 		name: "no rollback after a panic", breaks: neutral,
 		edits: []edit{
 			{runFile, "\tdefer transaction.Rollback(ctx)\n\n\tif lookInside", "\tdone := true\n\tdefer func() {\n\t\tif done {\n\t\t\ttransaction.Rollback(ctx)\n\t\t}\n\t}()\n\n\tif lookInside"},
-			{runFile, "\tresponse, err := fn(ctx, ownedTx{transaction.Tx(), r.params.Key})\n", "\tdone = false\n\tresponse, err := fn(ctx, ownedTx{transaction.Tx(), r.params.Key})\n\tdone = true\n"},
+			{runFile, "\tresponse, err := fn(ctx, &r.tx)\n", "\tdone = false\n\tresponse, err := fn(ctx, &r.tx)\n\tdone = true\n"},
 		},
 		test: "TestGoexitAndPanicFreeTheKey",
 	},
@@ -448,7 +448,7 @@ var table = []mutant{
 	},
 	{
 		name: "a key may be begun inside its own Do", breaks: honest,
-		edits: []edit{{"idempotency/do.go", "ctx.Value(heldKey{c, key})", "ctx.Value(heldKey{nil, key})"}},
+		edits: []edit{{"idempotency/do.go", "if h.config == c && h.key == key &&", "if h.config == nil && h.key == key &&"}},
 		test:  "TestNestedDoOnTheSameKey",
 	},
 	{
