@@ -85,12 +85,13 @@ func (s *waitingServer) doTerminated(t *testing.T, b *bench, name string, fn fun
 		done <- err
 	}()
 	s.waitForCommit(t, name)
-	if n := count(t, s.local.pool, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'SyncRep'`, name); n != 1 {
+	waiting := count(t, s.local.pool, `SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'SyncRep'`, name)
+	if n := count(t, s.local.pool, `SELECT pg_terminate_backend($1)::integer`, waiting); n != 1 {
 		t.Errorf("%d connections were ended, want 1", n)
 	}
 	waitFor(t, func() bool {
 		return len(done) == 1 || count(t, s.local.pool, `SELECT count(*) FROM pg_stat_activity
-			WHERE application_name = $1 AND wait_event = 'SyncRep' AND query LIKE '%pg_logical_emit_message%'`, name) == 1
+			WHERE application_name = $1 AND wait_event = 'SyncRep' AND pid <> $2`, name, waiting) == 1
 	})
 	if len(done) == 1 {
 		t.Error("Do has returned, and has not waited for the standby once more")
