@@ -209,7 +209,8 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 		record, err := completed.record()
 		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, err
 	case errors.As(err, &ambiguous):
-		return r.resolve(ctx, ambiguous, sent) // insert may still be at work on completed
+		// insert may still be at work on completed and insertErr.
+		return r.resolve(ctx, ambiguous, sent)
 	case endedIdle(err):
 		return r.afterFailure(ctx, r.idle(err))
 	case errors.Is(err, txhelper.ErrLostBeforeCommit):
