@@ -426,6 +426,7 @@ func TestConnectionLostBeforeBeginIsReplaced(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			pool := poolWith(t, config.Copy())
 			killElsewhere(t, observer.pool, uint32(count(t, pool, `SELECT pg_backend_pid()`)))
 			if err := run(pool); err != nil || observer.effects(t, name) != 1 {

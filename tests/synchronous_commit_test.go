@@ -241,7 +241,7 @@ func TestCommitThatWaitsForAStandby(t *testing.T) {
 		})
 	})
 
-	t.Run("is committed once the standby is back", func(t *testing.T) {
+	t.Run("is committed once the standby is back", func(t *testing.T) { //nolint:paralleltest // For the others it must stay away.
 		const name = "later"
 		b := open(t, name, nil, &pgxstore.Config{CommitTimeout: commitTimeout, ResolveTimeout: resolveTimeout, ConfirmReplays: time.Hour})
 		_, err := idempotency.Do(t.Context(), b.client, params(name), charge(name))
