@@ -3,6 +3,7 @@ package tests_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -191,6 +192,33 @@ func TestCommitThatWaitsForAStandby(t *testing.T) {
 			wantUnknown(t, s.doTerminated(t, b, name, charge(name)))
 		})
 
+		// PostgreSQL's own rule, which nobody can see through: the reply to COMMIT is
+		// success, with a warning.
+		t.Run("is acknowledged if an operator cancels it", func(t *testing.T) {
+			t.Parallel()
+			const name = "cancelled"
+			var warnings atomic.Int32
+			b := open(t, name, func(config *pgxpool.Config) {
+				config.ConnConfig.OnNotice = func(_ *pgconn.PgConn, notice *pgconn.Notice) {
+					if notice.Code == "01000" {
+						warnings.Add(1)
+					}
+				}
+			}, nil)
+			done := make(chan error, 1)
+			go func() {
+				_, err := idempotency.Do(t.Context(), b.client, params(name), charge(name))
+				done <- err
+			}()
+			s.waitForCommit(t, name)
+			if n := count(t, s.local.pool, `SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'SyncRep'`, name); n != 1 {
+				t.Errorf("%d commits were cancelled, want 1", n)
+			}
+			if err := <-done; err != nil || warnings.Load() != 1 {
+				t.Errorf("%v, %d warnings; want success with one", err, warnings.Load())
+			}
+		})
+
 		t.Run("on a connection of the caller's", func(t *testing.T) {
 			t.Parallel()
 			const name = "cancelling connection"
@@ -214,15 +242,18 @@ func TestCommitThatWaitsForAStandby(t *testing.T) {
 		})
 	})
 
-	// The standby comes back: what was abandoned commits.
-	s.setStandby(t, "")
-	waitFor(t, func() bool { return s.local.effects(t, "abandoned") == 1 })
-	b := open(t, "later", nil, &pgxstore.Config{ConfirmReplays: time.Hour})
-	result, err := idempotency.Do(t.Context(), b.client, params("abandoned"), mustNotRun(t, "abandoned"))
-	if err != nil || !result.Replayed {
-		t.Errorf("%+v, %v; want a replay", result, err)
-	}
-	waitFor(t, func() bool {
-		return count(t, s.local.pool, `SELECT count(*) FROM pg_stat_activity WHERE application_name = 'abandoned' AND state = 'active'`) == 0
+	t.Run("is committed once the standby is back", func(t *testing.T) { //nolint:paralleltest // For the others it must stay away.
+		const name = "later"
+		b := open(t, name, nil, &pgxstore.Config{CommitTimeout: commitTimeout, ResolveTimeout: resolveTimeout, ConfirmReplays: time.Hour})
+		_, err := idempotency.Do(t.Context(), b.client, params(name), charge(name))
+		wantUnknown(t, err)
+		s.setStandby(t, "")
+		result, err := idempotency.Do(t.Context(), b.client, params(name), mustNotRun(t, name))
+		if err != nil || !result.Replayed || s.local.effects(t, name) != 1 {
+			t.Errorf("%+v, %v, %d effects; want a replay", result, err, s.local.effects(t, name))
+		}
+		waitFor(t, func() bool {
+			return count(t, s.local.pool, `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND query = 'commit'`, name) == 0
+		})
 	})
 }

@@ -836,7 +836,10 @@ func TestCommitIsAbandonedNotCancelled(t *testing.T) {
 			}
 			let := slowCommit(t, observer, "notes")
 			config.ConnConfig.DefaultQueryExecMode = mode
-			pool := poolWith(t, config)
+			pool, err := pgxpool.NewWithConfig(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
 			var backend int
 			err = txhelper.Run(t.Context(), pool, &txhelper.Options{CommitTimeout: 100 * time.Millisecond}, func(ctx context.Context, tx pgx.Tx) error {
 				if err := tx.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&backend); err != nil {

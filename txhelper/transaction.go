@@ -187,7 +187,9 @@ func (t *Transaction) Check() error {
 // runs on a connection that it loses, the commit too. And a connection of the
 // caller's own, a *pgx.Conn or *pgxpool.Conn, must be free when Commit returns:
 // there CommitTimeout is a deadline, after which pgx closes the connection and
-// sends that request.
+// sends that request. To a commit that waits for its standby PostgreSQL answers
+// such a request, and pg_cancel_backend, with success and a warning (01000): what
+// others cancel in that moment looks committed to everybody.
 func (t *Transaction) Commit(ctx context.Context, last func(batch *pgx.Batch)) error {
 	defer t.Rollback(ctx)
 	if err := t.Check(); err != nil {

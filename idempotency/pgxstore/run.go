@@ -224,6 +224,7 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 	ambiguous, isAmbiguous := errors.AsType[*txhelper.AmbiguousCommitError](err)
 	switch {
 	case isAmbiguous:
+		// inserted may still be at work.
 		return r.resolve(ctx, ambiguous, sent)
 	case endedIdle(err):
 		return r.afterFailure(ctx, r.idle(err))

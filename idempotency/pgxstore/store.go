@@ -79,8 +79,9 @@ type Config struct {
 	// is cancelled or whose connection is ended meanwhile, is seen on the primary
 	// at once, and goes with it in a failover. A call that replays such an answer
 	// returns what may be lost. Choose more than the longest time that a standby
-	// may be away. Get, DoTx and Begin are not concerned: there
-	// the caller's own commit waits, if it writes. Defaults to 0: replays are not confirmed.
+	// may be away. Get, DoTx and Begin do not confirm; in a transaction that
+	// writes, the caller's own commit does. Defaults to 0: replays are not
+	// confirmed.
 	ConfirmReplays time.Duration
 	// Settings returns run-time settings, values by name, such as the tenant
 	// that a policy of row-level security asks for: see docs/tenancy.md. They

@@ -134,12 +134,15 @@ func lostBeforeCommit(err error) error {
 
 // isLost reports whether err says that a connection broke.
 func isLost(err error) bool {
+	var connect *pgconn.ConnectError
+	if errors.As(err, &connect) {
+		return false // there was none
+	}
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) {
 		return isServerTrouble(pgErr) && endsSession(pgErr)
 	}
-	var connect *pgconn.ConnectError
-	return !errors.As(err, &connect) && isBroken(err)
+	return isBroken(err)
 }
 
 // isBroken reports whether err is the network's, not the end of a context.
