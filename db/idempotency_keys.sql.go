@@ -107,8 +107,8 @@ WHERE CASE
 END
 ON CONFLICT (scope, id) DO NOTHING
 RETURNING
-    attempt,
-    locked_until
+    attempt::integer AS attempt,
+    coalesce(locked_until, '-infinity')::timestamptz AS locked_until
 `
 
 type KeyClaimParams struct {
@@ -481,7 +481,7 @@ WHERE scope = $2::text
     AND id = $3::text
     AND claim_id = $4::uuid
     AND locked_until IS NOT NULL
-RETURNING locked_until
+RETURNING locked_until::timestamptz AS locked_until
 `
 
 type KeyExtendParams struct {
@@ -506,14 +506,14 @@ func (q *Queries) KeyExtend(ctx context.Context, db DBTX, arg *KeyExtendParams) 
 const keyGet = `-- name: KeyGet :one
 SELECT
     claim_id,
-    attempt,
-    fingerprint,
+    attempt::integer AS attempt,
+    fingerprint::bytea AS fingerprint,
     response,
-    response_type,
+    coalesce(response_type, '')::text AS response_type,
     created_at,
     updated_at,
-    expires_at,
-    locked_until,
+    coalesce(expires_at, '-infinity')::timestamptz AS expires_at,
+    coalesce(locked_until, '-infinity')::timestamptz AS locked_until,
     unfinished,
     statement_timestamp()::timestamptz AS read_at
 FROM idempotency_keys
@@ -531,7 +531,7 @@ type KeyGetRow struct {
 	Attempt      int32
 	Fingerprint  []byte
 	Response     []byte
-	ResponseType pgtype.Text
+	ResponseType string
 	CreatedAt    pgtype.Timestamptz
 	UpdatedAt    pgtype.Timestamptz
 	ExpiresAt    pgtype.Timestamptz
@@ -563,14 +563,14 @@ const keyGetMany = `-- name: KeyGetMany :many
 SELECT
     wanted.place::integer AS place,
     k.claim_id,
-    k.attempt,
-    k.fingerprint,
+    k.attempt::integer AS attempt,
+    k.fingerprint::bytea AS fingerprint,
     k.response,
-    k.response_type,
+    coalesce(k.response_type, '')::text AS response_type,
     k.created_at,
     k.updated_at,
-    k.expires_at,
-    k.locked_until,
+    coalesce(k.expires_at, '-infinity')::timestamptz AS expires_at,
+    coalesce(k.locked_until, '-infinity')::timestamptz AS locked_until,
     k.unfinished,
     statement_timestamp()::timestamptz AS read_at,
     (CASE WHEN k.unfinished IS NOT NULL THEN
@@ -622,7 +622,7 @@ type KeyGetManyRow struct {
 	Attempt      int32
 	Fingerprint  []byte
 	Response     []byte
-	ResponseType pgtype.Text
+	ResponseType string
 	CreatedAt    pgtype.Timestamptz
 	UpdatedAt    pgtype.Timestamptz
 	ExpiresAt    pgtype.Timestamptz
@@ -795,8 +795,8 @@ WHERE scope = $4::text
     AND locked_until IS NOT DISTINCT FROM $8::timestamptz
     AND pg_try_advisory_xact_lock($9::bigint # 'idempotency_keys'::regclass::oid::bigint)
 RETURNING
-    attempt,
-    locked_until
+    attempt::integer AS attempt,
+    coalesce(locked_until, '-infinity')::timestamptz AS locked_until
 `
 
 type KeyReclaimParams struct {
@@ -1102,6 +1102,10 @@ type KeyTryLockRow struct {
 // Where a statement must fail on purpose, so that the server skips what is
 // behind it in the same flight, it casts a text that is no number (22P02), which
 // says why, or divides by zero (22012).
+//
+// Results are cast to the types behind our domains: each schema has domains of its
+// own, and a prepared statement may not change the types of its result with
+// search_path (0A000). Without a value they are empty, or -infinity.
 // A hint that saves waiting and wasted work, never the truth. The table's oid
 // keeps apart the tables of two schemas, wherever search_path finds this one.
 // Whether a write can follow is told before the work is done. A temporary table

@@ -8,6 +8,10 @@
 -- Where a statement must fail on purpose, so that the server skips what is
 -- behind it in the same flight, it casts a text that is no number (22P02), which
 -- says why, or divides by zero (22012).
+--
+-- Results are cast to the types behind our domains: each schema has domains of its
+-- own, and a prepared statement may not change the types of its result with
+-- search_path (0A000). Without a value they are empty, or -infinity.
 
 -- name: KeyTryLock :one
 -- A hint that saves waiting and wasted work, never the truth. The table's oid
@@ -46,14 +50,14 @@ SELECT
 -- name: KeyGet :one
 SELECT
     claim_id,
-    attempt,
-    fingerprint,
+    attempt::integer AS attempt,
+    fingerprint::bytea AS fingerprint,
     response,
-    response_type,
+    coalesce(response_type, '')::text AS response_type,
     created_at,
     updated_at,
-    expires_at,
-    locked_until,
+    coalesce(expires_at, '-infinity')::timestamptz AS expires_at,
+    coalesce(locked_until, '-infinity')::timestamptz AS locked_until,
     unfinished,
     statement_timestamp()::timestamptz AS read_at
 FROM idempotency_keys
@@ -195,8 +199,8 @@ WHERE CASE
 END
 ON CONFLICT (scope, id) DO NOTHING
 RETURNING
-    attempt,
-    locked_until;
+    attempt::integer AS attempt,
+    coalesce(locked_until, '-infinity')::timestamptz AS locked_until;
 
 -- name: KeyReclaim :one
 -- Claims a key whose row was seen expired, or whose lease was. No row back
@@ -220,8 +224,8 @@ WHERE scope = @scope::text
     AND locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz
     AND pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint)
 RETURNING
-    attempt,
-    locked_until;
+    attempt::integer AS attempt,
+    coalesce(locked_until, '-infinity')::timestamptz AS locked_until;
 
 -- name: KeyComplete :one
 -- A claim that is no longer held divides by zero, which aborts the transaction:
@@ -273,7 +277,7 @@ WHERE scope = @scope::text
     AND id = @id::text
     AND claim_id = @claim_id::uuid
     AND locked_until IS NOT NULL
-RETURNING locked_until;
+RETURNING locked_until::timestamptz AS locked_until;
 
 -- name: KeyRelease :execrows
 DELETE FROM idempotency_keys
@@ -439,14 +443,14 @@ SELECT
 SELECT
     wanted.place::integer AS place,
     k.claim_id,
-    k.attempt,
-    k.fingerprint,
+    k.attempt::integer AS attempt,
+    k.fingerprint::bytea AS fingerprint,
     k.response,
-    k.response_type,
+    coalesce(k.response_type, '')::text AS response_type,
     k.created_at,
     k.updated_at,
-    k.expires_at,
-    k.locked_until,
+    coalesce(k.expires_at, '-infinity')::timestamptz AS expires_at,
+    coalesce(k.locked_until, '-infinity')::timestamptz AS locked_until,
     k.unfinished,
     statement_timestamp()::timestamptz AS read_at,
     (CASE WHEN k.unfinished IS NOT NULL THEN

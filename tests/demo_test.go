@@ -65,7 +65,8 @@ func TestDemo(t *testing.T) {
 		}
 	})
 
-	// So few charges that only the first reply can be cut.
+	// So few charges that only the first reply can be cut, and that of the commit
+	// which confirms what became of it.
 	t.Run("one charge", func(t *testing.T) {
 		t.Parallel()
 		demo := newDemo(t, program, "--json", "-n", "1", "-again", "0", "-burst", "1", "-pool", "1", "-kill-every", "0")
@@ -74,8 +75,8 @@ func TestDemo(t *testing.T) {
 			t.Errorf("exit status %d, want 0\n%s", code, demo.stderr)
 		}
 		want := demoReport{Requested: 1, Effects: 1, BalanceOK: true, BurstRequested: 1, BurstExecuted: 1}
-		if !report.sameCounts(&want) || report.CommitsCut != 1 || report.BurstMostConnections != 1 {
-			t.Errorf("got %+v, want %+v, 1 reply cut and 1 connection\n%s", report, want, demo.stderr)
+		if !report.sameCounts(&want) || report.CommitsCut < 1 || report.CommitsCut > 2 || report.BurstMostConnections != 1 {
+			t.Errorf("got %+v, want %+v, 1 or 2 replies cut and 1 connection\n%s", report, want, demo.stderr)
 		}
 	})
 

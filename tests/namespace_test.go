@@ -74,7 +74,11 @@ func TestSchemasOfSettingsDoNotWaitForEachOther(t *testing.T) {
 		<-release
 		return "a", nil
 	})
-	<-running
+	select {
+	case <-running:
+	case err := <-runs:
+		t.Fatalf("the operation did not run: %v", err)
+	}
 	before := sent()
 	watches := start(func(context.Context, pgx.Tx) (string, error) {
 		return "", errors.New("ran beside the operation that holds the key")

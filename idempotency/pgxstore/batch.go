@@ -161,11 +161,11 @@ func (b *batch) judge(i int, found *db.KeyGetManyRow) bool {
 		result.Outcome = inProgress
 		return true
 	}
-	now := &row{key: key, KeyGetRow: &db.KeyGetRow{
+	now := newRow(key, &db.KeyGetRow{
 		ClaimID: found.ClaimID, Attempt: found.Attempt, Fingerprint: found.Fingerprint,
 		Response: found.Response, ResponseType: found.ResponseType, CreatedAt: found.CreatedAt, UpdatedAt: found.UpdatedAt,
 		LockedUntil: found.LockedUntil, ExpiresAt: found.ExpiresAt, Unfinished: found.Unfinished, ReadAt: found.ReadAt,
-	}}
+	})
 	switch {
 	case now.ClaimID == uuid(b.claimID):
 		b.claimed(i, now.Attempt)
@@ -270,7 +270,7 @@ func (v *verbs) CompleteMany(ctx context.Context, claims []*idempotency.Claim, r
 		i := one.Place - 1
 		completed := &row{key: claims[i].Key, KeyGetRow: &db.KeyGetRow{
 			ClaimID: uuid(claims[i].ID), Attempt: one.Attempt, Fingerprint: one.Fingerprint,
-			Response: responses[i].Body, ResponseType: pgtype.Text{String: responses[i].Type, Valid: true},
+			Response: responses[i].Body, ResponseType: responses[i].Type,
 			CreatedAt: one.CreatedAt, UpdatedAt: one.UpdatedAt, ExpiresAt: one.ExpiresAt,
 		}}
 		if records[i], err = completed.record(); err != nil {

@@ -25,6 +25,19 @@ type row struct {
 	key idempotency.Key
 }
 
+// newRow returns what a look has found. -infinity stands for no time.
+func newRow(key idempotency.Key, found *db.KeyGetRow) *row {
+	found.ExpiresAt, found.LockedUntil = finite(found.ExpiresAt), finite(found.LockedUntil)
+	return &row{KeyGetRow: found, key: key}
+}
+
+func finite(at pgtype.Timestamptz) pgtype.Timestamptz {
+	if at.InfinityModifier != pgtype.Finite {
+		return pgtype.Timestamptz{}
+	}
+	return at
+}
+
 // lookUp returns nil where the key has no row.
 func (s *Store) lookUp(ctx context.Context, q txhelper.Querier, key idempotency.Key) (*row, error) {
 	found, err := s.queries.KeyGet(ctx, q, &db.KeyGetParams{Scope: key.Scope, ID: key.ID})
@@ -34,7 +47,7 @@ func (s *Store) lookUp(ctx context.Context, q txhelper.Querier, key idempotency.
 	if err != nil {
 		return nil, err
 	}
-	return &row{KeyGetRow: found, key: key}, nil
+	return newRow(key, found), nil
 }
 
 // completed reports whether the row holds an answer, which may have expired.
@@ -97,7 +110,7 @@ func (r *row) record() (*idempotency.Record, error) {
 	}
 	if r.completed() {
 		record.State = idempotency.Completed
-		record.Response = &idempotency.Response{Type: r.ResponseType.String, Body: r.Response}
+		record.Response = &idempotency.Response{Type: r.ResponseType, Body: r.Response}
 	}
 	return record, nil
 }

@@ -195,7 +195,7 @@ func (r *run) looked(err error) error {
 		return nil
 	}
 	if err == nil {
-		r.seen = &row{KeyGetRow: r.found, key: r.params.Key}
+		r.seen = newRow(r.params.Key, r.found)
 	}
 	return err
 }

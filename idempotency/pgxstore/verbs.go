@@ -105,7 +105,7 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 		claim.Deadline = start.Add(params.Lease)
 	}
 	claimed := func(attempt int32, lockedUntil pgtype.Timestamptz) *idempotency.Outcome {
-		claim.Attempt, claim.LockedUntil = int(attempt), lockedUntil.Time
+		claim.Attempt, claim.LockedUntil = int(attempt), finite(lockedUntil).Time
 		return &idempotency.Outcome{State: idempotency.New, Claim: claim}
 	}
 
@@ -194,7 +194,7 @@ func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempot
 	}
 	completed := &row{key: claim.Key, KeyGetRow: &db.KeyGetRow{
 		ClaimID: uuid(claim.ID), Attempt: done.Attempt, Fingerprint: done.Fingerprint,
-		Response: response.Body, ResponseType: pgtype.Text{String: response.Type, Valid: true},
+		Response: response.Body, ResponseType: response.Type,
 		CreatedAt: done.CreatedAt, UpdatedAt: done.UpdatedAt, ExpiresAt: done.ExpiresAt,
 	}}
 	return completed.record()
