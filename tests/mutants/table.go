@@ -41,7 +41,7 @@ var table = []mutant{
 	},
 	{
 		name: "no row after a lost race means new", breaks: once,
-		edits: []edit{{verbsFile, "if seen == nil {\n\t\t\treturn &idempotency.Outcome{State: idempotency.InProgress}, nil", "if seen == nil {\n\t\t\treturn claimed(1, nil), nil"}},
+		edits: []edit{{verbsFile, "if seen == nil {\n\t\t\treturn &idempotency.Outcome{State: idempotency.InProgress}, nil", "if seen == nil {\n\t\t\treturn claimed(1, pgtype.Timestamptz{}), nil"}},
 		test:  "TestRunningDuplicateIsInProgress",
 	},
 	{
@@ -173,7 +173,7 @@ var table = []mutant{
 	},
 	{
 		name: "a sweep walks over what it has deleted", breaks: bounded,
-		edits: []edit{{sweepFile, "s.sweep.end(until)", "s.sweep.end(time.Time{})"}},
+		edits: []edit{{sweepFile, "s.sweep.end(until)", "s.sweep.end(map[bool]time.Time{}[until.IsZero()])"}},
 		test:  "TestSweepReadsEachRowOnce",
 	},
 	{
