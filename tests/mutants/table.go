@@ -363,12 +363,12 @@ var table = []mutant{
 	},
 	{
 		name: "a lost reply means committed", breaks: keeps,
-		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous, sent)\n", "\t\t_ = sent\n\t\tcompleted.ExpiresAt = &completed.UpdatedAt\n\t\trecord, err := completed.record()\n\t\treturn &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, err\n"}},
+		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous, sent)\n", "\t\t_, _ = ambiguous, sent\n\t\treturn r.finished(response, written), true, nil\n"}},
 		test:  "TestLostReplyToCommitIsResolved/not committed",
 	},
 	{
 		name: "a lost reply means not committed", breaks: honest,
-		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous, sent)\n", "\t\t_ = sent\n\t\treturn r.afterFailure(ctx, errTryAgain)\n"}},
+		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous, sent)\n", "\t\t_, _ = ambiguous, sent\n\t\treturn r.afterFailure(ctx, errTryAgain)\n"}},
 		test:  "TestCommitThatIsStillAtWorkIsWaitedFor",
 	},
 	{
