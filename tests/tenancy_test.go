@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -194,22 +193,33 @@ func TestAnotherScopesKeyIsNeverVisible(t *testing.T) {
 			t.Helper()
 			ctx := context.WithoutCancel(t.Context()) // it ends in the cleanup
 			release := make(chan struct{})
-			var running, ended sync.WaitGroup
-			running.Add(len(ids))
+			running, ended := make(chan struct{}, len(ids)), make(chan error, len(ids))
 			for _, id := range ids {
-				ended.Go(func() {
-					if _, err := idempotency.Do(ctx, b.client, scoped("b", id), func(context.Context, pgx.Tx) (string, error) {
-						running.Done()
+				go func() {
+					_, err := idempotency.Do(ctx, b.client, scoped("b", id), func(context.Context, pgx.Tx) (string, error) {
+						running <- struct{}{}
 						<-release
 						return id, nil
-					}); err != nil {
+					})
+					ended <- err
+				}()
+			}
+			for range ids {
+				select {
+				case <-running:
+				case err := <-ended:
+					close(release)
+					t.Fatalf("Do of another tenant ended before its function ran: %v", err)
+				}
+			}
+			t.Cleanup(func() {
+				close(release)
+				for range ids {
+					if err := <-ended; err != nil {
 						t.Error(err)
 					}
-				})
-			}
-			running.Wait()
-			t.Cleanup(ended.Wait)
-			t.Cleanup(func() { close(release) })
+				}
+			})
 			return idempotency.NewClaimID()
 		},
 		"begun in an open transaction": func(t *testing.T, b *bench) (claimID idempotency.ClaimID) {

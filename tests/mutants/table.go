@@ -206,7 +206,7 @@ var table = []mutant{
 	// The key and the request.
 	{
 		name: "the scope is left out of the look", breaks: apart,
-		edits: []edit{{query + "KeyGet", "scope = @scope", "@scope::text IS NOT NULL"}},
+		edits: []edit{{query + "KeyGet", "scope = @scope::text", "@scope::text IS NOT NULL"}},
 		test:  "TestAnotherScopesKeyIsNeverVisible",
 	},
 	{
@@ -495,8 +495,12 @@ var table = []mutant{
 	},
 	{
 		name: "jsonb instead of bytes", breaks: faithful,
-		edits: []edit{{schema, "    response bytea,", "    response jsonb,"}},
-		test:  "TestResultTypes/bytes and raw JSON are untouched",
+		edits: []edit{
+			{schema, "    response bytea,", "    response jsonb,"},
+			{query + "KeyInsertCompleted", "        @response::bytea,", "        convert_from(@response::bytea, 'UTF8')::jsonb,"},
+			{query + "KeyGet", "    response,", "    convert_to(response::text, 'UTF8')::bytea AS response,"},
+		},
+		test: "TestResultTypes/bytes and raw JSON are untouched",
 	},
 	{
 		name: "the effect of a final error stays", breaks: together,
