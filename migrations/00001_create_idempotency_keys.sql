@@ -59,6 +59,15 @@ CREATE TABLE idempotency_keys (
     CONSTRAINT idempotency_keys_completed_before_commit FOREIGN KEY (unfinished)
         REFERENCES idempotency_unfinished (id)
         DEFERRABLE INITIALLY DEFERRED
+)
+-- A table of some pages is read by its primary key. One that a vacuum has seen
+-- almost empty is read as a whole, by plans that may be kept for a minute while
+-- it grows. So autovacuum comes once there are some pages, and they stay. To give
+-- the space back, run VACUUM (TRUNCATE) idempotency_keys.
+WITH (
+    vacuum_truncate = false,
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_analyze_threshold = 1000
 );
 
 COMMENT ON TABLE idempotency_keys IS

@@ -27,7 +27,7 @@ var update = flag.Bool("update", false, "rewrite testdata/schema.golden.sql from
 // dumpTables lists what the migrations make, but for the version table, whose
 // form is goose's business.
 const dumpTables = `
-	SELECT relname, relkind::text, relpersistence::text
+	SELECT relname, relkind::text, relpersistence::text, coalesce(E' WITH (\n    ' || array_to_string(reloptions, E',\n    ') || E'\n)', '')
 	FROM pg_class
 	WHERE relnamespace = 'public'::regnamespace
 		AND relkind <> 'i'
@@ -105,7 +105,7 @@ func lines(t *testing.T, pool *pgxpool.Pool, query string, args ...any) []string
 // of PostgreSQL and without the program.
 func dumpSchema(t *testing.T, pool *pgxpool.Pool) []byte {
 	t.Helper()
-	type relation struct{ Name, Kind, Persistence string }
+	type relation struct{ Name, Kind, Persistence, Options string }
 	rows, err := pool.Query(t.Context(), dumpTables, migrate.VersionTable)
 	if err != nil {
 		t.Fatal(err)
@@ -130,7 +130,7 @@ func dumpSchema(t *testing.T, pool *pgxpool.Pool) []byte {
 			continue
 		}
 		columns := strings.Join(lines(t, pool, dumpColumns, relation.Name), ",\n    ")
-		fmt.Fprintf(&dump, "\nCREATE TABLE %s (\n    %s\n);\n", relation.Name, columns)
+		fmt.Fprintf(&dump, "\nCREATE TABLE %s (\n    %s\n)%s;\n", relation.Name, columns, relation.Options)
 		for _, query := range []string{dumpConstraints, dumpIndexes, dumpTriggers, dumpComments} {
 			for _, statement := range lines(t, pool, query, relation.Name) {
 				fmt.Fprintf(&dump, "\n%s\n", statement)

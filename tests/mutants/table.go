@@ -2,20 +2,21 @@ package main
 
 // Files that mutants change.
 const (
-	query       = "queries/idempotency_keys.sql#" // and the statement's name
-	schema      = "migrations/00001_create_idempotency_keys.sql"
-	runFile     = "idempotency/pgxstore/run.go"
-	resolveFile = "idempotency/pgxstore/resolve.go"
-	verbsFile   = "idempotency/pgxstore/verbs.go"
-	batchFile   = "idempotency/pgxstore/batch.go"
-	recordFile  = "idempotency/pgxstore/record.go"
-	storeFile   = "idempotency/pgxstore/store.go"
-	sweepFile   = "idempotency/pgxstore/sweep.go"
-	errorFile   = "idempotency/pgxstore/error.go"
-	gateFile    = "idempotency/gate.go"
-	txFile      = "txhelper/transaction.go"
-	kitFile     = "idempotency/idempotencytest/statement.go"
-	budgetFile  = "idempotency/budget.go"
+	query           = "queries/idempotency_keys.sql#" // and the statement's name
+	schema          = "migrations/00001_create_idempotency_keys.sql"
+	runFile         = "idempotency/pgxstore/run.go"
+	resolveFile     = "idempotency/pgxstore/resolve.go"
+	verbsFile       = "idempotency/pgxstore/verbs.go"
+	batchFile       = "idempotency/pgxstore/batch.go"
+	recordFile      = "idempotency/pgxstore/record.go"
+	storeFile       = "idempotency/pgxstore/store.go"
+	sweepFile       = "idempotency/pgxstore/sweep.go"
+	errorFile       = "idempotency/pgxstore/error.go"
+	unavailableFile = "idempotency/pgxstore/unavailable.go"
+	gateFile        = "idempotency/gate.go"
+	txFile          = "txhelper/transaction.go"
+	kitFile         = "idempotency/idempotencytest/statement.go"
+	budgetFile      = "idempotency/budget.go"
 )
 
 // contract is where pgxstore runs the suite of stores with transactions.
@@ -157,6 +158,11 @@ var table = []mutant{
 		test:  "TestNoStatementReadsTheWholeTable/force_generic_plan, narrow",
 	},
 	{
+		name: "an emptied table gives its pages back", breaks: bounded,
+		edits: []edit{{schema, "    vacuum_truncate = false,\n", ""}},
+		test:  "TestNoStatementReadsTheWholeTable/auto, emptied",
+	},
+	{
 		name: "a statement about many rows may read the whole table", breaks: bounded,
 		edits: []edit{{query + "PlanByIndex", "current_setting('enable_seqscan'), true) IS NOT NULL\n            THEN 'off' END", "current_setting('enable_seqscan'), true) IS NOT NULL\n            THEN 'on' END"}},
 		test:  "TestNoStatementReadsTheWholeTable/force_generic_plan, narrow",
@@ -251,6 +257,11 @@ var table = []mutant{
 		name: "a key is written in JSON", breaks: secret,
 		edits: []edit{{"idempotency/key.go", "return []byte(k.String()), nil", "return []byte(k.Scope + k.ID), nil"}},
 		test:  "TestLogsHoldNoSecret", pkg: "idempotency",
+	},
+	{
+		name: "a key is read back from its hash", breaks: once,
+		edits: []edit{{"idempotency/key.go", "func (k *Key) UnmarshalText([]byte) error {\n", "func (k *Key) UnmarshalText(text []byte) error {\n\tif k.ID = string(text); k.ID != \"\" {\n\t\treturn nil\n\t}\n"}},
+		test:  "TestKeyIsNotReadFromItsHash", pkg: "idempotency",
 	},
 	{
 		name: "an answer is written in JSON", breaks: secret,
@@ -370,6 +381,81 @@ var table = []mutant{
 		name: "a lost reply means not committed", breaks: honest,
 		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous, sent)\n", "\t\t_, _ = ambiguous, sent\n\t\treturn r.afterFailure(ctx, errTryAgain)\n"}},
 		test:  "TestCommitThatIsStillAtWorkIsWaitedFor",
+	},
+	{
+		name: "what a lost reply left need not be on the standby", breaks: keeps,
+		edits: []edit{{resolveFile, "\t\t_ = r.store.queries.ConfirmDurable(ctx, txhelper.Queue(batch, nil))\n", ""}},
+		test:  "TestSyncStandby/the waiting backend is terminated",
+	},
+	{
+		name: "ConfirmReplays confirms nothing", breaks: keeps,
+		edits: []edit{{resolveFile, "found.ReadAt.Time.Sub(found.UpdatedAt.Time) >= r.store.confirmReplays", "r.store.confirmReplays >= 0"}},
+		test:  "TestSyncStandby/a replay",
+	},
+	{
+		name: "a commit that takes too long is cancelled", breaks: keeps,
+		edits: []edit{{txFile, "\tif t.pooled == nil {\n\t\treturn t.commitInTime", "\tif t.conn != nil {\n\t\treturn t.commitInTime"}},
+		test:  "TestCommitIsAbandonedNotCancelled",
+	},
+	{
+		name: "what breaks the connection runs until the tries are over", breaks: once,
+		edits: []edit{{unavailableFile, "const maxLeftNothing = 2", "const maxLeftNothing = 8"}},
+		test:  "TestCommitThatLeavesNothing/twice",
+	},
+	{
+		name: "a quiet function runs again", breaks: honest,
+		edits: []edit{{unavailableFile, "pgErr.Code == codeIdleInTransaction && endsSession(pgErr)", "pgErr.Code == codeIdleInTransaction && !endsSession(pgErr)"}},
+		test:  "TestQuietFunctionRunsOnce",
+	},
+	{
+		name: "a longer idle timeout than PostgreSQL knows", breaks: honest,
+		edits: []edit{{storeFile, "\ttimeout = min(timeout, longestIdleTimeout)\n", ""}},
+		test:  "TestIdleTimeoutLongerThanPostgreSQLKnows",
+	},
+	{
+		name: "Do does not wait for a server", breaks: unstuck,
+		edits: []edit{{unavailableFile, "\tif err == nil || !s.canReconnect() || !heals(err) {", "\tif err == nil || !s.canReconnect() || heals(err) {"}},
+		test:  "TestDoWaitsForAServer/that refuses connections",
+	},
+	{
+		name: "Do waits for a password to become right", breaks: bounded,
+		edits: []edit{{unavailableFile, "\t\t\tif !isServerTrouble(pgErr) {\n\t\t\t\treturn false\n\t\t\t}\n", ""}},
+		test:  "TestDoDoesNotWaitForWhatDoesNotHeal",
+	},
+	{
+		name: "an error of the function is the store's", breaks: honest,
+		edits: []edit{{runFile, "\t\ttransaction.Rollback(ctx)\n\t\treturn r.afterFailure(ctx, cause)", "\t\ttransaction.Rollback(ctx)\n\t\treturn r.afterFailure(ctx, r.explain(cause))"}},
+		test:  "TestFunctionsErrorIsNotUnavailable",
+	},
+	{
+		name: "a lost connection is nobody's trouble", breaks: honest,
+		edits: []edit{{errorFile, "\tcase isUnavailable(err):\n", "\tcase isUnavailable(err) && sqlState(err) != \"\":\n"}},
+		test:  "TestLostConnectionIsUnavailable",
+	},
+	{
+		name: "a transaction that cannot commit has no name", breaks: honest,
+		edits: []edit{{errorFile, "if errors.Is(err, txhelper.ErrAborted) || errors.Is(err, txhelper.ErrRowsOpen) {", "if errors.Is(err, txhelper.ErrAborted) && errors.Is(err, txhelper.ErrRowsOpen) {"}},
+		test:  "TestFunctionThatLeavesItsTransactionUnusable",
+	},
+	{
+		name: "a pooler is not named", breaks: honest,
+		edits: []edit{{errorFile, `strings.Contains(pgErr.Message, "stmtcache_")`, `strings.Contains(pgErr.Message, "stmtcached_")`}},
+		test:  "TestPreparedStatementThatIsGone",
+	},
+	{
+		name: "a nil pool panics", breaks: honest,
+		edits: []edit{{"idempotency/pgxstore/missing.go", "value.Kind() == reflect.Pointer && value.IsNil()", "value.Kind() == reflect.Map && value.IsNil()"}},
+		test:  "TestStoreWithoutADatabase",
+	},
+	{
+		name: "a failure that a savepoint undid runs the function again", breaks: neutral,
+		edits: []edit{{"txhelper/tx.go", "\t\t\ttx.shared.forget(tx)\n", ""}},
+		test:  "TestRunForgetsAFailureThatWasRolledBack",
+	},
+	{
+		name: "BEGIN and COMMIT of the caller's own are ignored", breaks: honest,
+		edits: []edit{{txFile, `t.options.TxOptions.BeginQuery != "" || t.options.TxOptions.CommitQuery != ""`, `t.options.TxOptions.BeginQuery != t.options.TxOptions.BeginQuery`}},
+		test:  "TestOpenRefusesQueriesOfItsCaller",
 	},
 	{
 		name: "a lost reply is settled by a look alone", breaks: honest,
@@ -829,8 +915,8 @@ var table = []mutant{
 		test:  "TestSchemaSurvivesCrashesAndUpgrades",
 	},
 	{
-		name: "an index on status", breaks: bounded,
-		edits: []edit{{schema, "ON idempotency_keys (expires_at)\n", "ON idempotency_keys (status, expires_at)\n"}},
+		name: "an index on what every write changes", breaks: bounded,
+		edits: []edit{{schema, "ON idempotency_keys (expires_at)\n", "ON idempotency_keys (expires_at, updated_at)\n"}},
 		test:  "TestSchemaGolden",
 	},
 	{
@@ -842,6 +928,11 @@ var table = []mutant{
 		name: "migrations run beside each other", breaks: upgrade,
 		edits: []edit{{"migrate/migrate.go", "\t\tgoose.WithSessionLocker(locker),\n", "\t\tgoose.WithVerbose(locker == nil),\n"}},
 		test:  "TestMigrateUpConcurrently",
+	},
+	{
+		name: "a search_path without a schema goes unsaid", breaks: honest,
+		edits: []edit{{"migrate/schema.go", "\tcase p.created == \"\":", "\tcase p.created == \"\" && p.temporary:"}},
+		test:  "TestMigrateWithoutASchema",
 	},
 	{
 		name: "an empty table in front of the one with the keys", breaks: once,

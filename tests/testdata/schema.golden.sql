@@ -27,6 +27,10 @@ CREATE TABLE idempotency_keys (
     expires_at idempotency_end,
     locked_until idempotency_end,
     unfinished smallint
+) WITH (
+    vacuum_truncate=false,
+    autovacuum_vacuum_threshold=1000,
+    autovacuum_analyze_threshold=1000
 );
 
 ALTER TABLE idempotency_keys
