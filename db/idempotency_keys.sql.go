@@ -108,7 +108,7 @@ END
 ON CONFLICT (scope, id) DO NOTHING
 RETURNING
     attempt::integer AS attempt,
-    coalesce(locked_until, '-infinity')::timestamptz AS locked_until
+    locked_until::timestamptz AS locked_until
 `
 
 type KeyClaimParams struct {
@@ -255,9 +255,9 @@ SELECT
     (1 / count(*))::integer AS completed,
     coalesce(max(attempt), 0)::integer AS attempt,
     coalesce((array_agg(fingerprint))[1], '')::bytea AS fingerprint,
-    coalesce(max(created_at), '-infinity')::timestamptz AS created_at,
-    coalesce(max(updated_at), '-infinity')::timestamptz AS updated_at,
-    coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
+    max(created_at)::timestamptz AS created_at,
+    max(updated_at)::timestamptz AS updated_at,
+    max(expires_at)::timestamptz AS expires_at
 FROM completed
 `
 
@@ -512,8 +512,8 @@ SELECT
     coalesce(response_type, '')::text AS response_type,
     created_at,
     updated_at,
-    coalesce(expires_at, '-infinity')::timestamptz AS expires_at,
-    coalesce(locked_until, '-infinity')::timestamptz AS locked_until,
+    expires_at::timestamptz AS expires_at,
+    locked_until::timestamptz AS locked_until,
     unfinished,
     statement_timestamp()::timestamptz AS read_at
 FROM idempotency_keys
@@ -569,8 +569,8 @@ SELECT
     coalesce(k.response_type, '')::text AS response_type,
     k.created_at,
     k.updated_at,
-    coalesce(k.expires_at, '-infinity')::timestamptz AS expires_at,
-    coalesce(k.locked_until, '-infinity')::timestamptz AS locked_until,
+    k.expires_at::timestamptz AS expires_at,
+    k.locked_until::timestamptz AS locked_until,
     k.unfinished,
     statement_timestamp()::timestamptz AS read_at,
     (CASE WHEN k.unfinished IS NOT NULL THEN
@@ -685,11 +685,10 @@ WITH written AS (
         $1::text,
         $2::text,
         $3::uuid,
-        CAST(CASE
-            WHEN strpos(current_setting('samecommit.claim_ids', true), concat($3::uuid, ':', 'idempotency_keys'::regclass::oid, ':')) > 0 THEN '1'
-            WHEN strpos(current_setting('samecommit.claim_ids', true), ($3::uuid)::text) > 0 THEN 'search_path finds another table than when the work began'
-            ELSE 'the transaction that did the work has ended'
-        END AS integer),
+        CASE
+            WHEN strpos(current_setting('samecommit.claim_ids', true), ($3::uuid)::text || (':' || 'idempotency_keys'::regclass::oid::text || ':')) > 0 THEN 1
+            ELSE CAST(concat('the work began in another transaction, or at another table, than ', current_setting('samecommit.claim_ids', true)) AS integer)
+        END,
         $4::bytea,
         $5::bytea,
         $6::text,
@@ -697,16 +696,12 @@ WITH written AS (
         statement_timestamp(),
         statement_timestamp() + $7::interval
     )
-    RETURNING
-        created_at,
-        expires_at
+    RETURNING '1'::text AS one
 )
 
 SELECT
-    CAST(CASE count(*) WHEN 1 THEN '1' ELSE 'a trigger or rule kept the row from being written' END AS integer) AS written,
-    coalesce(max(created_at), '-infinity')::timestamptz AS created_at,
-    coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
-FROM written
+    CAST(coalesce((SELECT one FROM written), 'a trigger or rule kept the row from being written') AS integer) AS written,
+    statement_timestamp()::timestamptz AS created_at
 `
 
 type KeyInsertCompletedParams struct {
@@ -722,7 +717,6 @@ type KeyInsertCompletedParams struct {
 type KeyInsertCompletedRow struct {
 	Written   int32
 	CreatedAt pgtype.Timestamptz
-	ExpiresAt pgtype.Timestamptz
 }
 
 // No ON CONFLICT: the loser of a race must raise (23505), so that the server
@@ -739,7 +733,7 @@ func (q *Queries) KeyInsertCompleted(ctx context.Context, db DBTX, arg *KeyInser
 		arg.TTL,
 	)
 	var i KeyInsertCompletedRow
-	err := row.Scan(&i.Written, &i.CreatedAt, &i.ExpiresAt)
+	err := row.Scan(&i.Written, &i.CreatedAt)
 	return &i, err
 }
 
@@ -796,7 +790,7 @@ WHERE scope = $4::text
     AND pg_try_advisory_xact_lock($9::bigint # 'idempotency_keys'::regclass::oid::bigint)
 RETURNING
     attempt::integer AS attempt,
-    coalesce(locked_until, '-infinity')::timestamptz AS locked_until
+    locked_until::timestamptz AS locked_until
 `
 
 type KeyReclaimParams struct {
@@ -969,11 +963,10 @@ WITH written AS (
         $1::text,
         $2::text,
         $3::uuid,
-        CAST(CASE
-            WHEN strpos(current_setting('samecommit.claim_ids', true), concat($3::uuid, ':', 'idempotency_keys'::regclass::oid, ':')) > 0 THEN ($4::integer)::text
-            WHEN strpos(current_setting('samecommit.claim_ids', true), ($3::uuid)::text) > 0 THEN 'search_path finds another table than when the work began'
-            ELSE 'the transaction that did the work has ended'
-        END AS integer),
+        CASE
+            WHEN strpos(current_setting('samecommit.claim_ids', true), ($3::uuid)::text || (':' || 'idempotency_keys'::regclass::oid::text || ':')) > 0 THEN $4::integer
+            ELSE CAST(concat('the work began in another transaction, or at another table, than ', current_setting('samecommit.claim_ids', true)) AS integer)
+        END,
         $5::bytea,
         $6::bytea,
         $7::text,
@@ -996,16 +989,12 @@ WITH written AS (
         expires_at = EXCLUDED.expires_at,
         locked_until = NULL,
         unfinished = NULL
-    RETURNING
-        created_at,
-        expires_at
+    RETURNING '1'::text AS one
 )
 
 SELECT
-    CAST(CASE count(*) WHEN 1 THEN '1' ELSE 'a trigger or rule kept the row from being written' END AS integer) AS written,
-    coalesce(max(created_at), '-infinity')::timestamptz AS created_at,
-    coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
-FROM written
+    CAST(coalesce((SELECT one FROM written), 'a trigger or rule kept the row from being written') AS integer) AS written,
+    statement_timestamp()::timestamptz AS created_at
 `
 
 type KeyReplaceCompletedParams struct {
@@ -1025,7 +1014,6 @@ type KeyReplaceCompletedParams struct {
 type KeyReplaceCompletedRow struct {
 	Written   int32
 	CreatedAt pgtype.Timestamptz
-	ExpiresAt pgtype.Timestamptz
 }
 
 // The row that was seen had expired, or its lease had. If it has changed since,
@@ -1046,7 +1034,7 @@ func (q *Queries) KeyReplaceCompleted(ctx context.Context, db DBTX, arg *KeyRepl
 		arg.SeenLockedUntil,
 	)
 	var i KeyReplaceCompletedRow
-	err := row.Scan(&i.Written, &i.CreatedAt, &i.ExpiresAt)
+	err := row.Scan(&i.Written, &i.CreatedAt)
 	return &i, err
 }
 
@@ -1054,19 +1042,15 @@ const keyTryLock = `-- name: KeyTryLock :one
 
 SELECT
     pg_try_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,
-    current_setting('transaction_read_only')::boolean AS read_only,
+    (current_setting('transaction_read_only') = 'on')::boolean AS read_only,
     (current_setting('transaction_isolation') = 'serializable')::boolean AS serializable,
-    (CASE WHEN pg_my_temp_schema() = 0 THEN false ELSE EXISTS (
-        SELECT
-        FROM pg_catalog.pg_class
-        WHERE oid = 'idempotency_keys'::regclass
-            AND relnamespace = pg_my_temp_schema()
-    ) END)::boolean AS temporary,
+    (CASE WHEN pg_my_temp_schema() = 0 THEN false
+        ELSE to_regclass('pg_temp.idempotency_keys') IS NOT NULL END)::boolean AS temporary,
     (set_config(
         'samecommit.claim_ids',
         concat(
             current_setting('samecommit.claim_ids', true),
-            $2::uuid, ':', 'idempotency_keys'::regclass::oid, ':', $1::bigint, ';'
+            $2::uuid, (':' || 'idempotency_keys'::regclass::oid::text || ':'), $1::bigint, ';'
         ),
         true
     ) IS NOT NULL)::boolean AS marked,
@@ -1105,7 +1089,7 @@ type KeyTryLockRow struct {
 //
 // Results are cast to the types behind our domains: each schema has domains of its
 // own, and a prepared statement may not change the types of its result with
-// search_path (0A000). Without a value they are empty, or -infinity.
+// search_path (0A000).
 // A hint that saves waiting and wasted work, never the truth. The table's oid
 // keeps apart the tables of two schemas, wherever search_path finds this one.
 // Whether a write can follow is told before the work is done. A temporary table

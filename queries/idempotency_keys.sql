@@ -11,7 +11,7 @@
 --
 -- Results are cast to the types behind our domains: each schema has domains of its
 -- own, and a prepared statement may not change the types of its result with
--- search_path (0A000). Without a value they are empty, or -infinity.
+-- search_path (0A000).
 
 -- name: KeyTryLock :one
 -- A hint that saves waiting and wasted work, never the truth. The table's oid
@@ -25,19 +25,15 @@
 -- own. They are appended, for a Run inside the transaction of another.
 SELECT
     pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) AS locked,
-    current_setting('transaction_read_only')::boolean AS read_only,
+    (current_setting('transaction_read_only') = 'on')::boolean AS read_only,
     (current_setting('transaction_isolation') = 'serializable')::boolean AS serializable,
-    (CASE WHEN pg_my_temp_schema() = 0 THEN false ELSE EXISTS (
-        SELECT
-        FROM pg_catalog.pg_class
-        WHERE oid = 'idempotency_keys'::regclass
-            AND relnamespace = pg_my_temp_schema()
-    ) END)::boolean AS temporary,
+    (CASE WHEN pg_my_temp_schema() = 0 THEN false
+        ELSE to_regclass('pg_temp.idempotency_keys') IS NOT NULL END)::boolean AS temporary,
     (set_config(
         'samecommit.claim_ids',
         concat(
             current_setting('samecommit.claim_ids', true),
-            @claim_id::uuid, ':', 'idempotency_keys'::regclass::oid, ':', @lock_id::bigint, ';'
+            @claim_id::uuid, (':' || 'idempotency_keys'::regclass::oid::text || ':'), @lock_id::bigint, ';'
         ),
         true
     ) IS NOT NULL)::boolean AS marked,
@@ -56,8 +52,8 @@ SELECT
     coalesce(response_type, '')::text AS response_type,
     created_at,
     updated_at,
-    coalesce(expires_at, '-infinity')::timestamptz AS expires_at,
-    coalesce(locked_until, '-infinity')::timestamptz AS locked_until,
+    expires_at::timestamptz AS expires_at,
+    locked_until::timestamptz AS locked_until,
     unfinished,
     statement_timestamp()::timestamptz AS read_at
 FROM idempotency_keys
@@ -84,11 +80,10 @@ WITH written AS (
         @scope::text,
         @id::text,
         @claim_id::uuid,
-        CAST(CASE
-            WHEN strpos(current_setting('samecommit.claim_ids', true), concat(@claim_id::uuid, ':', 'idempotency_keys'::regclass::oid, ':')) > 0 THEN '1'
-            WHEN strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text) > 0 THEN 'search_path finds another table than when the work began'
-            ELSE 'the transaction that did the work has ended'
-        END AS integer),
+        CASE
+            WHEN strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text || (':' || 'idempotency_keys'::regclass::oid::text || ':')) > 0 THEN 1
+            ELSE CAST(concat('the work began in another transaction, or at another table, than ', current_setting('samecommit.claim_ids', true)) AS integer)
+        END,
         @fingerprint::bytea,
         @response::bytea,
         @response_type::text,
@@ -96,16 +91,12 @@ WITH written AS (
         statement_timestamp(),
         statement_timestamp() + @ttl::interval
     )
-    RETURNING
-        created_at,
-        expires_at
+    RETURNING '1'::text AS one
 )
 
 SELECT
-    CAST(CASE count(*) WHEN 1 THEN '1' ELSE 'a trigger or rule kept the row from being written' END AS integer) AS written,
-    coalesce(max(created_at), '-infinity')::timestamptz AS created_at,
-    coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
-FROM written;
+    CAST(coalesce((SELECT one FROM written), 'a trigger or rule kept the row from being written') AS integer) AS written,
+    statement_timestamp()::timestamptz AS created_at;
 
 -- name: KeyReplaceCompleted :one
 -- The row that was seen had expired, or its lease had. If it has changed since,
@@ -127,11 +118,10 @@ WITH written AS (
         @scope::text,
         @id::text,
         @claim_id::uuid,
-        CAST(CASE
-            WHEN strpos(current_setting('samecommit.claim_ids', true), concat(@claim_id::uuid, ':', 'idempotency_keys'::regclass::oid, ':')) > 0 THEN (@attempt::integer)::text
-            WHEN strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text) > 0 THEN 'search_path finds another table than when the work began'
-            ELSE 'the transaction that did the work has ended'
-        END AS integer),
+        CASE
+            WHEN strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text || (':' || 'idempotency_keys'::regclass::oid::text || ':')) > 0 THEN @attempt::integer
+            ELSE CAST(concat('the work began in another transaction, or at another table, than ', current_setting('samecommit.claim_ids', true)) AS integer)
+        END,
         @fingerprint::bytea,
         @response::bytea,
         @response_type::text,
@@ -154,16 +144,12 @@ WITH written AS (
         expires_at = EXCLUDED.expires_at,
         locked_until = NULL,
         unfinished = NULL
-    RETURNING
-        created_at,
-        expires_at
+    RETURNING '1'::text AS one
 )
 
 SELECT
-    CAST(CASE count(*) WHEN 1 THEN '1' ELSE 'a trigger or rule kept the row from being written' END AS integer) AS written,
-    coalesce(max(created_at), '-infinity')::timestamptz AS created_at,
-    coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
-FROM written;
+    CAST(coalesce((SELECT one FROM written), 'a trigger or rule kept the row from being written') AS integer) AS written,
+    statement_timestamp()::timestamptz AS created_at;
 
 -- name: KeyClaim :one
 -- Claims a key that has no row. The lock is tried only where no row is visible:
@@ -200,7 +186,7 @@ END
 ON CONFLICT (scope, id) DO NOTHING
 RETURNING
     attempt::integer AS attempt,
-    coalesce(locked_until, '-infinity')::timestamptz AS locked_until;
+    locked_until::timestamptz AS locked_until;
 
 -- name: KeyReclaim :one
 -- Claims a key whose row was seen expired, or whose lease was. No row back
@@ -225,7 +211,7 @@ WHERE scope = @scope::text
     AND pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint)
 RETURNING
     attempt::integer AS attempt,
-    coalesce(locked_until, '-infinity')::timestamptz AS locked_until;
+    locked_until::timestamptz AS locked_until;
 
 -- name: KeyComplete :one
 -- A claim that is no longer held divides by zero, which aborts the transaction:
@@ -258,9 +244,9 @@ SELECT
     (1 / count(*))::integer AS completed,
     coalesce(max(attempt), 0)::integer AS attempt,
     coalesce((array_agg(fingerprint))[1], '')::bytea AS fingerprint,
-    coalesce(max(created_at), '-infinity')::timestamptz AS created_at,
-    coalesce(max(updated_at), '-infinity')::timestamptz AS updated_at,
-    coalesce(max(expires_at), '-infinity')::timestamptz AS expires_at
+    max(created_at)::timestamptz AS created_at,
+    max(updated_at)::timestamptz AS updated_at,
+    max(expires_at)::timestamptz AS expires_at
 FROM completed;
 
 -- name: Abort :exec
@@ -449,8 +435,8 @@ SELECT
     coalesce(k.response_type, '')::text AS response_type,
     k.created_at,
     k.updated_at,
-    coalesce(k.expires_at, '-infinity')::timestamptz AS expires_at,
-    coalesce(k.locked_until, '-infinity')::timestamptz AS locked_until,
+    k.expires_at::timestamptz AS expires_at,
+    k.locked_until::timestamptz AS locked_until,
     k.unfinished,
     statement_timestamp()::timestamptz AS read_at,
     (CASE WHEN k.unfinished IS NOT NULL THEN

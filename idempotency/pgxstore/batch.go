@@ -161,11 +161,11 @@ func (b *batch) judge(i int, found *db.KeyGetManyRow) bool {
 		result.Outcome = inProgress
 		return true
 	}
-	now := newRow(key, &db.KeyGetRow{
+	now := &row{key: key, KeyGetRow: &db.KeyGetRow{
 		ClaimID: found.ClaimID, Attempt: found.Attempt, Fingerprint: found.Fingerprint,
 		Response: found.Response, ResponseType: found.ResponseType, CreatedAt: found.CreatedAt, UpdatedAt: found.UpdatedAt,
 		LockedUntil: found.LockedUntil, ExpiresAt: found.ExpiresAt, Unfinished: found.Unfinished, ReadAt: found.ReadAt,
-	})
+	}}
 	switch {
 	case now.ClaimID == uuid(b.claimID):
 		b.claimed(i, now.Attempt)

@@ -76,8 +76,7 @@ const guard = "idempotency_keys_completed_before_commit"
 // What our statements cast to a number where they must fail. PostgreSQL's message
 // quotes it in every language, and that of a policy or trigger does not.
 const (
-	endedText      = "the transaction that did the work has ended"
-	movedText      = "search_path finds another table than when the work began"
+	beganText      = "the work began in another transaction, or at another table, than "
 	suppressedText = "a trigger or rule kept the row from being written"
 	nestedText     = "this transaction already runs under the key"
 )

@@ -25,19 +25,6 @@ type row struct {
 	key idempotency.Key
 }
 
-// newRow returns what a look has found. -infinity stands for no time.
-func newRow(key idempotency.Key, found *db.KeyGetRow) *row {
-	found.ExpiresAt, found.LockedUntil = finite(found.ExpiresAt), finite(found.LockedUntil)
-	return &row{KeyGetRow: found, key: key}
-}
-
-func finite(at pgtype.Timestamptz) pgtype.Timestamptz {
-	if at.InfinityModifier != pgtype.Finite {
-		return pgtype.Timestamptz{}
-	}
-	return at
-}
-
 // lookUp returns nil where the key has no row.
 func (s *Store) lookUp(ctx context.Context, q txhelper.Querier, key idempotency.Key) (*row, error) {
 	found, err := s.queries.KeyGet(ctx, q, &db.KeyGetParams{Scope: key.Scope, ID: key.ID})
@@ -47,7 +34,7 @@ func (s *Store) lookUp(ctx context.Context, q txhelper.Querier, key idempotency.
 	if err != nil {
 		return nil, err
 	}
-	return newRow(key, found), nil
+	return &row{found, key}, nil
 }
 
 // completed reports whether the row holds an answer, which may have expired.

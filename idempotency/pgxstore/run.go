@@ -195,7 +195,7 @@ func (r *run) looked(err error) error {
 		return nil
 	}
 	if err == nil {
-		r.seen = newRow(r.params.Key, r.found)
+		r.seen = &row{r.found, r.params.Key}
 	}
 	return err
 }
@@ -238,10 +238,10 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 	switch state := sqlState(err); {
 	case state == codeUniqueViolation, state == codeDivisionByZero, state == codeLockTimeout:
 		return r.afterFailure(ctx, errTryAgain)
-	case says(err, endedText):
-		return r.afterFailure(ctx, txhelper.ErrEnded)
-	case says(err, movedText):
+	case says(err, uuid(r.claimID).String()+":"):
 		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: ErrTableMoved}
+	case says(err, beganText):
+		return r.afterFailure(ctx, txhelper.ErrEnded)
 	case says(err, suppressedText):
 		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: ErrRowSuppressed}
 	default:
@@ -257,10 +257,11 @@ func (r *run) finished(response *idempotency.Response, written *db.KeyInsertComp
 		response idempotency.Response
 	}{}
 	f.response = idempotency.Response{Type: response.Type, Body: response.Body}
+	at := written.CreatedAt.Time
 	f.record = idempotency.Record{
 		Key: r.params.Key, State: idempotency.Completed, ClaimID: r.claimID, Attempt: r.attempt(),
 		Fingerprint: r.params.Fingerprint, Response: &f.response,
-		CreatedAt: written.CreatedAt.Time, UpdatedAt: written.CreatedAt.Time, ExpiresAt: written.ExpiresAt.Time,
+		CreatedAt: at, UpdatedAt: at, ExpiresAt: at.Add(r.params.TTL.Truncate(time.Microsecond)), // as an interval has it
 	}
 	f.outcome = idempotency.Outcome{State: idempotency.Completed, Record: &f.record}
 	return &f.outcome

@@ -105,7 +105,7 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 		claim.Deadline = start.Add(params.Lease)
 	}
 	claimed := func(attempt int32, lockedUntil pgtype.Timestamptz) *idempotency.Outcome {
-		claim.Attempt, claim.LockedUntil = int(attempt), finite(lockedUntil).Time
+		claim.Attempt, claim.LockedUntil = int(attempt), lockedUntil.Time
 		return &idempotency.Outcome{State: idempotency.New, Claim: claim}
 	}
 
