@@ -533,6 +533,47 @@ func TestBatchBesideALargeOne(t *testing.T) {
 	}
 }
 
+// Whoever waits for the table, to be made larger or to be changed, waits for no
+// key.
+func TestBatchThatWaitsForTheTable(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	admin := poolWith(t, config.Copy())
+	flights := &flightTracer{}
+	config.ConnConfig.Tracer = flights
+	config.MaxConns = 1 // whose statements are prepared: that too would wait, without a bound
+	b := newBench(t, poolWith(t, config), nil, nil)
+	begin := func(from int) error {
+		return pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
+			batch, err := b.client.WithTx(tx).BeginMany(t.Context(), batchParams(from, from+10))
+			if err != nil {
+				return err
+			}
+			return work(t.Context(), tx, batch)
+		})
+	}
+	if err := begin(0); err != nil { // which prepares the statements
+		t.Fatal(err)
+	}
+	holder, err := admin.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Rollback(t.Context())
+	if _, err := holder.Exec(t.Context(), `LOCK TABLE idempotency_keys IN SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	before, done := flights.ended.Load(), make(chan error, 1)
+	go func() { done <- begin(10) }()
+	waitFor(t, func() bool { return flights.ended.Load() > before || len(done) == 1 })
+	if err := holder.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // Where no lock tells, a single key waits for the end of the transaction that
 // has it, and gets what that has left.
 func TestSingleKeyBesideALargeBatch(t *testing.T) {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/samecommit/samecommit/db"
@@ -22,6 +24,9 @@ const maxHints = 100
 // batchLockTimeout bounds each wait for another open transaction that has
 // inserted a key without a hint, as only a batch over maxHints does.
 const batchLockTimeout = 100 * time.Millisecond
+
+// longestBatchLockTimeout bounds the doubling where it was another wait.
+const longestBatchLockTimeout = 10 * time.Second
 
 var _ idempotency.BatchVerbs = (*verbs)(nil)
 
@@ -99,13 +104,32 @@ func (b *batch) begin(ctx context.Context, wanted []int) error {
 }
 
 // insert claims the keys that have no row, and returns how many. It is one
-// flight.
+// flight, unless what it waited for was no other transaction's key: the lock to
+// make the table larger, which many want at once on a busy server, or a change of
+// the table. That may take as long as it takes.
 func (b *batch) insert(ctx context.Context, wanted []int) (inserted int64, err error) {
-	queries, columns := b.store.queries, b.columns(wanted)
+	columns := b.columns(wanted)
+	for timeout := batchLockTimeout; ; timeout = min(2*timeout, longestBatchLockTimeout) {
+		inserted, err = b.tryInsert(ctx, columns, timeout)
+		if sqlState(err) != codeLockTimeout {
+			return inserted, err
+		}
+		// Without arguments pgx uses the simple protocol: one flight for both.
+		if _, err := b.tx.Exec(ctx, "ROLLBACK TO SAVEPOINT samecommit_batch; RELEASE SAVEPOINT samecommit_batch"); err != nil {
+			return 0, err
+		}
+		if waitedForKey(err) {
+			return 0, &idempotency.InProgressError{RetryAfter: time.Second}
+		}
+	}
+}
+
+func (b *batch) tryInsert(ctx context.Context, columns keyColumns, timeout time.Duration) (inserted int64, err error) {
+	queries := b.store.queries
 	flight := &pgx.Batch{}
 	flight.Queue("SAVEPOINT samecommit_batch")
 	_ = queries.KeyBeginMany(ctx, txhelper.Queue(flight, nil), &db.KeyBeginManyParams{
-		ClaimID: uuid(b.claimID), LockTimeout: fmt.Sprintf("%dms", batchLockTimeout.Milliseconds()),
+		ClaimID: uuid(b.claimID), LockTimeout: fmt.Sprintf("%dms", timeout.Milliseconds()),
 	})
 	txhelper.QueueStep(flight, func(q txhelper.Querier) (err error) {
 		inserted, err = queries.KeyClaimMany(ctx, q, &db.KeyClaimManyParams{
@@ -116,15 +140,15 @@ func (b *batch) insert(ctx context.Context, wanted []int) (inserted int64, err e
 	})
 	_ = queries.KeyClaimedMany(ctx, txhelper.Queue(flight, nil))
 	flight.Queue("RELEASE SAVEPOINT samecommit_batch")
-	err = b.tx.SendBatch(ctx, flight).Close()
-	if sqlState(err) != codeLockTimeout {
-		return inserted, err
-	}
-	// Without arguments pgx uses the simple protocol: one flight for both.
-	if _, err := b.tx.Exec(ctx, "ROLLBACK TO SAVEPOINT samecommit_batch; RELEASE SAVEPOINT samecommit_batch"); err != nil {
-		return 0, err
-	}
-	return 0, &idempotency.InProgressError{RetryAfter: time.Second}
+	return inserted, b.tx.SendBatch(ctx, flight).Close()
+}
+
+// waitedForKey reports whether a lock timeout ended the wait for the transaction
+// that has inserted the same key. PostgreSQL says in the error's context, in every
+// language, where in which relation it met the key; of other waits it says nothing.
+func waitedForKey(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && strings.Contains(pgErr.Where, "idempotency_keys")
 }
 
 // look judges each key by its row, in a statement of its own as in claim, and

@@ -728,6 +728,11 @@ var table = []mutant{
 		test:  "TestBatchAgainstRivalsForExpiredKeys",
 	},
 	{
+		name: "whoever waits for the table is said to wait for a key", breaks: honest,
+		edits: []edit{{batchFile, "if waitedForKey(err) {", "if waitedForKey(err) || b.hints {"}},
+		test:  "TestBatchThatWaitsForTheTable",
+	},
+	{
 		name: "a batch leaves its lock_timeout behind", breaks: neutral,
 		edits: []edit{{query + "KeyClaimedMany", "'samecommit.lock_timeout'", "'lock_timeout'"}},
 		test:  "TestBatchBesideALargeOne",
