@@ -696,7 +696,7 @@ WITH written AS (
         statement_timestamp(),
         statement_timestamp() + $7::interval
     )
-    RETURNING '1'::text AS one
+    RETURNING CASE WHEN attempt IS NOT NULL THEN '1' END AS one
 )
 
 SELECT
@@ -721,7 +721,8 @@ type KeyInsertCompletedRow struct {
 
 // No ON CONFLICT: the loser of a race must raise (23505), so that the server
 // skips the COMMIT behind this statement. So must a trigger that keeps the row
-// from being written, which is no error by itself.
+// from being written, which is no error by itself. RETURNING reads a column, so
+// that a policy which would hide the row refuses it.
 func (q *Queries) KeyInsertCompleted(ctx context.Context, db DBTX, arg *KeyInsertCompletedParams) (*KeyInsertCompletedRow, error) {
 	row := db.QueryRow(ctx, keyInsertCompleted,
 		arg.Scope,
@@ -989,7 +990,7 @@ WITH written AS (
         expires_at = EXCLUDED.expires_at,
         locked_until = NULL,
         unfinished = NULL
-    RETURNING '1'::text AS one
+    RETURNING CASE WHEN attempt IS NOT NULL THEN '1' END AS one
 )
 
 SELECT

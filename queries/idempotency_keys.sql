@@ -63,7 +63,8 @@ WHERE scope = @scope::text
 -- name: KeyInsertCompleted :one
 -- No ON CONFLICT: the loser of a race must raise (23505), so that the server
 -- skips the COMMIT behind this statement. So must a trigger that keeps the row
--- from being written, which is no error by itself.
+-- from being written, which is no error by itself. RETURNING reads a column, so
+-- that a policy which would hide the row refuses it.
 WITH written AS (
     INSERT INTO idempotency_keys (
         scope,
@@ -91,7 +92,7 @@ WITH written AS (
         statement_timestamp(),
         statement_timestamp() + @ttl::interval
     )
-    RETURNING '1'::text AS one
+    RETURNING CASE WHEN attempt IS NOT NULL THEN '1' END AS one
 )
 
 SELECT
@@ -144,7 +145,7 @@ WITH written AS (
         expires_at = EXCLUDED.expires_at,
         locked_until = NULL,
         unfinished = NULL
-    RETURNING '1'::text AS one
+    RETURNING CASE WHEN attempt IS NOT NULL THEN '1' END AS one
 )
 
 SELECT

@@ -247,13 +247,15 @@ func TestCommitThatWaitsForAStandby(t *testing.T) {
 		b := open(t, name, nil, &pgxstore.Config{CommitTimeout: commitTimeout, ResolveTimeout: resolveTimeout, ConfirmReplays: time.Hour})
 		_, err := idempotency.Do(t.Context(), b.client, params(name), charge(name))
 		wantUnknown(t, err)
+		s.waitForCommit(t, name)
+		abandoned := count(t, s.local.pool, `SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'SyncRep'`, name)
 		s.setStandby(t, "")
 		result, err := idempotency.Do(t.Context(), b.client, params(name), mustNotRun(t, name))
 		if err != nil || !result.Replayed || s.local.effects(t, name) != 1 {
 			t.Errorf("%+v, %v, %d effects; want a replay", result, err, s.local.effects(t, name))
 		}
 		waitFor(t, func() bool {
-			return count(t, s.local.pool, `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND query = 'commit'`, name) == 0
+			return count(t, s.local.pool, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, abandoned) == 0
 		})
 	})
 }
