@@ -429,7 +429,7 @@ var table = []mutant{
 	},
 	{
 		name: "a lost connection is nobody's trouble", breaks: honest,
-		edits: []edit{{errorFile, "\tcase isUnavailable(err):\n", "\tcase isUnavailable(err) && sqlState(err) != \"\":\n"}},
+		edits: []edit{{unavailableFile, "errors.Is(err, txhelper.ErrConnectionLost) || errors.Is(err, txhelper.ErrLostBeforeCommit) {\n\t\treturn true", "errors.Is(err, txhelper.ErrConnectionLost) {\n\t\treturn true"}},
 		test:  "TestLostConnectionIsUnavailable",
 	},
 	{
