@@ -276,7 +276,11 @@ func TestLostReplyThatMayNotBeConfirmed(t *testing.T) {
 	for _, sql := range []string{
 		`CREATE ROLE ` + role + ` LOGIN PASSWORD 'p'`,
 		`GRANT ALL ON ALL TABLES IN SCHEMA public TO ` + role,
-		`REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC`,
+		// Its arguments differ from version to version.
+		`DO $$ DECLARE f regprocedure; BEGIN
+			FOR f IN SELECT oid FROM pg_proc WHERE proname = 'pg_logical_emit_message' LOOP
+				EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f);
+			END LOOP; END $$`,
 	} {
 		if _, err := owner.pool.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)

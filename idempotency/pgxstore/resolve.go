@@ -127,7 +127,7 @@ func (r *run) lookForCommit(ctx context.Context) (outcome *idempotency.Outcome, 
 	case err == nil:
 		return outcome, executed, nil
 	case sqlState(err) == codeNoPrivilege:
-		err = fmt.Errorf("the role may not execute pg_logical_emit_message(boolean, text, text), which PostgreSQL grants to PUBLIC: %w", err)
+		err = fmt.Errorf("the role may not execute pg_logical_emit_message, which PostgreSQL grants to PUBLIC: %w", err)
 	}
 	return nil, false, fmt.Errorf("an answer was found, and could not be confirmed to be durable: %w", err)
 }
