@@ -105,42 +105,59 @@ func TestLostReplyToACommitThatExpired(t *testing.T) {
 // A commit is not the caller's to cancel.
 func TestCommitOutlivesItsCaller(t *testing.T) {
 	t.Parallel()
-	config := pgtest.Config(t)
-	observer := newBench(t, poolWith(t, config.Copy()), nil, nil)
-	let := slowCommit(t, observer.pool, "effects")
-	// Without the time to find out, a commit that was interrupted would show.
-	b := openBench(t, poolWith(t, config), &pgxstore.Config{CommitTimeout: time.Minute, ResolveTimeout: time.Nanosecond}, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	type answer struct {
-		result idempotency.Result[string]
-		err    error
-	}
-	done := make(chan answer, 1)
-	go func() {
-		result, err := idempotency.Do(ctx, b.client, params("k"), charge("k"))
-		done <- answer{result, err}
-	}()
-	waitFor(t, func() bool { return count(t, observer.pool, waitingCommits) == 1 })
-	// What the same context does interrupt, it has interrupted before the commit
-	// goes on.
-	interrupted := make(chan error, 1)
-	go func() {
-		_, err := observer.pool.Exec(ctx, `SELECT pg_sleep(600)`)
-		interrupted <- err
-	}()
-	waitFor(t, func() bool {
-		return count(t, observer.pool, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'`) == 1
+	t.Run("cancelled before it is sent", func(t *testing.T) {
+		t.Parallel()
+		// Here an interruption cannot come too late to be seen.
+		b := newBench(t, pgtest.DB(t), nil, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		result, err := idempotency.Do(ctx, b.client, params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+			defer cancel()
+			return "k", effect(ctx, tx, "k")
+		})
+		if err != nil || result.Value != "k" || result.Replayed || b.effects(t, "k") != 1 {
+			t.Errorf("%+v, %v, %d effects; want a run", result, err, b.effects(t, "k"))
+		}
 	})
-	cancel()
-	if err := <-interrupted; !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, want context.Canceled", err)
-	}
-	let()
-	got := <-done
-	if got.err != nil || got.result.Value != "k" || got.result.Replayed || observer.effects(t, "k") != 1 {
-		t.Errorf("%+v, %v, %d effects; want a run", got.result, got.err, observer.effects(t, "k"))
-	}
+	t.Run("cancelled while the server is at it", func(t *testing.T) {
+		t.Parallel()
+		config := pgtest.Config(t)
+		observer := newBench(t, poolWith(t, config.Copy()), nil, nil)
+		let := slowCommit(t, observer.pool, "effects")
+		// Without the time to find out, a commit that was interrupted would show.
+		b := openBench(t, poolWith(t, config), &pgxstore.Config{CommitTimeout: time.Minute, ResolveTimeout: time.Nanosecond}, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		type answer struct {
+			result idempotency.Result[string]
+			err    error
+		}
+		done := make(chan answer, 1)
+		go func() {
+			result, err := idempotency.Do(ctx, b.client, params("k"), charge("k"))
+			done <- answer{result, err}
+		}()
+		waitFor(t, func() bool { return count(t, observer.pool, waitingCommits) == 1 })
+		// What the same context does interrupt, it has interrupted before the commit
+		// goes on.
+		interrupted := make(chan error, 1)
+		go func() {
+			_, err := observer.pool.Exec(ctx, `SELECT pg_sleep(600)`)
+			interrupted <- err
+		}()
+		waitFor(t, func() bool {
+			return count(t, observer.pool, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'`) == 1
+		})
+		cancel()
+		if err := <-interrupted; !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want context.Canceled", err)
+		}
+		let()
+		got := <-done
+		if got.err != nil || got.result.Value != "k" || got.result.Replayed || observer.effects(t, "k") != 1 {
+			t.Errorf("%+v, %v, %d effects; want a run", got.result, got.err, observer.effects(t, "k"))
+		}
+	})
 }
 
 func TestSilentCommitIsResolved(t *testing.T) {
