@@ -543,16 +543,7 @@ func TestBatchThatWaitsForTheTable(t *testing.T) {
 	config.ConnConfig.Tracer = flights
 	config.MaxConns = 1 // whose statements are prepared: that too would wait, without a bound
 	b := newBench(t, poolWith(t, config), nil, nil)
-	begin := func(from int) error {
-		return pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
-			batch, err := b.client.WithTx(tx).BeginMany(t.Context(), batchParams(from, from+10))
-			if err != nil {
-				return err
-			}
-			return work(t.Context(), tx, batch)
-		})
-	}
-	if err := begin(0); err != nil { // which prepares the statements
+	if _, err := b.runBatch(t.Context(), batchParams(0, 10)); err != nil { // which prepares the statements
 		t.Fatal(err)
 	}
 	holder, err := admin.Begin(t.Context())
@@ -564,7 +555,13 @@ func TestBatchThatWaitsForTheTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, done := flights.ended.Load(), make(chan error, 1)
-	go func() { done <- begin(10) }()
+	go func() {
+		batch, err := b.runBatch(t.Context(), batchParams(10, 20))
+		if err == nil {
+			wantStates(t, batch, func(int) idempotency.State { return idempotency.New })
+		}
+		done <- err
+	}()
 	waitFor(t, func() bool { return flights.ended.Load() > before || len(done) == 1 })
 	if err := holder.Rollback(t.Context()); err != nil {
 		t.Fatal(err)

@@ -25,8 +25,9 @@ const maxHints = 100
 // inserted a key without a hint, as only a batch over maxHints does.
 const batchLockTimeout = 100 * time.Millisecond
 
-// longestBatchLockTimeout bounds the doubling where it was another wait.
-const longestBatchLockTimeout = 10 * time.Second
+// longestBatchLockTimeout is what it grows to after waits for something else, so
+// that a batch gets on where each of those takes long.
+const longestBatchLockTimeout = time.Second
 
 var _ idempotency.BatchVerbs = (*verbs)(nil)
 
@@ -104,9 +105,9 @@ func (b *batch) begin(ctx context.Context, wanted []int) error {
 }
 
 // insert claims the keys that have no row, and returns how many. It is one
-// flight, unless what it waited for was no other transaction's key: the lock to
-// make the table larger, which many want at once on a busy server, or a change of
-// the table. That may take as long as it takes.
+// flight, unless it waited too long for something else than another's key: for the
+// lock to make the table larger, which many want at once on a busy server, or for a
+// change of the table to end. Then it tries again.
 func (b *batch) insert(ctx context.Context, wanted []int) (inserted int64, err error) {
 	columns := b.columns(wanted)
 	for timeout := batchLockTimeout; ; timeout = min(2*timeout, longestBatchLockTimeout) {
@@ -140,12 +141,13 @@ func (b *batch) tryInsert(ctx context.Context, columns keyColumns, timeout time.
 	})
 	_ = queries.KeyClaimedMany(ctx, txhelper.Queue(flight, nil))
 	flight.Queue("RELEASE SAVEPOINT samecommit_batch")
-	return inserted, b.tx.SendBatch(ctx, flight).Close()
+	err = b.tx.SendBatch(ctx, flight).Close()
+	return inserted, err
 }
 
 // waitedForKey reports whether a lock timeout ended the wait for the transaction
-// that has inserted the same key. PostgreSQL says in the error's context, in every
-// language, where in which relation it met the key; of other waits it says nothing.
+// that has inserted the same key. The error's context then names the table or its
+// index, in every language; that of other waits is empty.
 func waitedForKey(err error) bool {
 	var pgErr *pgconn.PgError
 	return errors.As(err, &pgErr) && strings.Contains(pgErr.Where, "idempotency_keys")
