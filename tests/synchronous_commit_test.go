@@ -67,12 +67,15 @@ func (s *waitingServer) setStandby(t *testing.T, name string) {
 	})
 }
 
-// waitForCommit waits until the commit of the application waits for the standby.
-func (s *waitingServer) waitForCommit(t *testing.T, application string) {
+// waitForCommit waits until the commit of the application waits for the standby,
+// and returns its backend's process id.
+func (s *waitingServer) waitForCommit(t *testing.T, application string) (pid int) {
 	t.Helper()
 	waitFor(t, func() bool {
-		return count(t, s.local.pool, `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'SyncRep'`, application) == 1
+		pid = count(t, s.local.pool, `SELECT CASE count(*) WHEN 1 THEN min(pid) ELSE 0 END FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'SyncRep'`, application)
+		return pid != 0
 	})
+	return pid
 }
 
 // doTerminated calls Do, ends the connection of its commit, which ends the wait
@@ -85,8 +88,7 @@ func (s *waitingServer) doTerminated(t *testing.T, b *bench, name string, fn fun
 		_, err := idempotency.Do(t.Context(), b.client, params(name), fn)
 		done <- err
 	}()
-	s.waitForCommit(t, name)
-	waiting := count(t, s.local.pool, `SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'SyncRep'`, name)
+	waiting := s.waitForCommit(t, name)
 	if n := count(t, s.local.pool, `SELECT pg_terminate_backend($1)::integer`, waiting); n != 1 {
 		t.Errorf("%d connections were ended, want 1", n)
 	}
@@ -247,8 +249,7 @@ func TestCommitThatWaitsForAStandby(t *testing.T) {
 		b := open(t, name, nil, &pgxstore.Config{CommitTimeout: commitTimeout, ResolveTimeout: resolveTimeout, ConfirmReplays: time.Hour})
 		_, err := idempotency.Do(t.Context(), b.client, params(name), charge(name))
 		wantUnknown(t, err)
-		s.waitForCommit(t, name)
-		abandoned := count(t, s.local.pool, `SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'SyncRep'`, name)
+		abandoned := s.waitForCommit(t, name)
 		s.setStandby(t, "")
 		result, err := idempotency.Do(t.Context(), b.client, params(name), mustNotRun(t, name))
 		if err != nil || !result.Replayed || s.local.effects(t, name) != 1 {
