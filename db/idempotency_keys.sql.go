@@ -1091,6 +1091,9 @@ type KeyTryLockRow struct {
 // Results are cast to the types behind our domains: each schema has domains of its
 // own, and a prepared statement may not change the types of its result with
 // search_path (0A000).
+//
+// The table's oid as text, with the colons around it, is in parentheses so that
+// the planner makes one constant of it.
 // A hint that saves waiting and wasted work, never the truth. The table's oid
 // keeps apart the tables of two schemas, wherever search_path finds this one.
 // Whether a write can follow is told before the work is done. A temporary table

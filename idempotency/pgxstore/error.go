@@ -28,9 +28,9 @@ var ErrInsufficientPrivilege = errors.New(`pgxstore: PostgreSQL refused access t
 var ErrTableMoved = errors.New(`pgxstore: search_path finds another "idempotency_keys" than when the operation began, so nothing was committed: set search_path for the whole transaction with Config.Settings, or on the connection, and name no temporary table so`)
 
 // ErrTemporaryTable means that the session has a temporary table
-// "idempotency_keys", which hides the real one and ends with the session. Nothing
+// "idempotency_keys", which ends with the session and may hide the real one. Nothing
 // was run.
-var ErrTemporaryTable = errors.New(`pgxstore: a temporary table hides "idempotency_keys" on this connection: drop it`)
+var ErrTemporaryTable = errors.New(`pgxstore: this connection has a temporary table "idempotency_keys", which may hide the real one: drop it`)
 
 // ErrRowSuppressed means that PostgreSQL did not write the row of the key and
 // raised no error: a row trigger or a rule on "idempotency_keys" suppressed it.

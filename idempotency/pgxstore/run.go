@@ -238,7 +238,8 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 	switch state := sqlState(err); {
 	case state == codeUniqueViolation, state == codeDivisionByZero, state == codeLockTimeout:
 		return r.afterFailure(ctx, errTryAgain)
-	case says(err, uuid(r.claimID).String()+":"):
+	case says(err, beganText) && says(err, uuid(r.claimID).String()):
+		// The mark is there, with another table's oid.
 		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: ErrTableMoved}
 	case says(err, beganText):
 		return r.afterFailure(ctx, txhelper.ErrEnded)
@@ -258,10 +259,11 @@ func (r *run) finished(response *idempotency.Response, written *db.KeyInsertComp
 	}{}
 	f.response = idempotency.Response{Type: response.Type, Body: response.Body}
 	at := written.CreatedAt.Time
+	ttl := r.params.TTL.Truncate(time.Microsecond) // as interval sent it
 	f.record = idempotency.Record{
 		Key: r.params.Key, State: idempotency.Completed, ClaimID: r.claimID, Attempt: r.attempt(),
 		Fingerprint: r.params.Fingerprint, Response: &f.response,
-		CreatedAt: at, UpdatedAt: at, ExpiresAt: at.Add(r.params.TTL.Truncate(time.Microsecond)), // as an interval has it
+		CreatedAt: at, UpdatedAt: at, ExpiresAt: at.Add(ttl),
 	}
 	f.outcome = idempotency.Outcome{State: idempotency.Completed, Record: &f.record}
 	return &f.outcome

@@ -163,6 +163,11 @@ var table = []mutant{
 		test:  "TestNoStatementReadsTheWholeTable/auto, emptied",
 	},
 	{
+		name: "autovacuum comes to a table of a few rows", breaks: bounded,
+		edits: []edit{{schema, "autovacuum_analyze_threshold = 1000", "autovacuum_analyze_threshold = 50"}},
+		test:  "TestNoStatementReadsTheWholeTable/auto, emptied",
+	},
+	{
 		name: "a statement about many rows may read the whole table", breaks: bounded,
 		edits: []edit{{query + "PlanByIndex", "current_setting('enable_seqscan'), true) IS NOT NULL\n            THEN 'off' END", "current_setting('enable_seqscan'), true) IS NOT NULL\n            THEN 'on' END"}},
 		test:  "TestNoStatementReadsTheWholeTable/force_generic_plan, narrow",
@@ -602,6 +607,11 @@ var table = []mutant{
 		name: "an answer that nobody can read is committed", breaks: faithful,
 		edits: []edit{{"idempotency/do.go", "\t_, err = answer(config, o.codec, &Record{Key: o.begin.Key, Response: response}, false)\n\tif err != nil && !isFinal(err) {", "\t_, err = answer(config, o.codec, &Record{Key: o.begin.Key, Response: response}, false)\n\tif err != nil && isFinal(err) && response == nil {"}},
 		test:  "TestAnswerThatCannotBeReadBackRollsBack",
+	},
+	{
+		name: "the first caller is told of another expiry than the next", breaks: faithful,
+		edits: []edit{{runFile, "r.params.TTL.Truncate(time.Microsecond)", "r.params.TTL.Truncate(1)"}},
+		test:  contract + "run executes once and replays",
 	},
 	{
 		name: "any type is decoded from the answer", breaks: faithful,
