@@ -194,6 +194,7 @@ func newTrial(ctx context.Context, v *variant, l *lab, point *pgcut.Point) (*tri
 	switch {
 	case point == nil:
 	case point.Mode == pgcut.Outage:
+		storeConfig.ConnectTimeout = patience
 		storeConfig.ResolveTimeout = patience
 	case point.Mode == pgcut.Silence:
 		storeConfig.CommitTimeout = commitPatience
