@@ -103,17 +103,7 @@ func TestMigrateDownOnAnEmptyDatabase(t *testing.T) {
 func TestMigrateUpConcurrently(t *testing.T) {
 	t.Parallel()
 	const processes = 20
-	url := pgtest.URL(t)
-	pools := make([]*pgxpool.Pool, processes)
-	for i := range pools {
-		// A pool each, as processes have.
-		config, err := pgxpool.ParseConfig(url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		config.MaxConns = 2
-		pools[i] = poolWith(t, config)
-	}
+	pools := poolsOfProcesses(t, processes)
 	start := time.Now()
 	var running sync.WaitGroup
 	for _, pool := range pools {
@@ -129,6 +119,68 @@ func TestMigrateUpConcurrently(t *testing.T) {
 	if recorded := count(t, pools[0], "SELECT count(*) FROM "+migrate.VersionTable+" WHERE version_id > 0"); recorded != len(migrationFiles(t)) {
 		t.Errorf("%d migrations recorded, want %d", recorded, len(migrationFiles(t)))
 	}
+}
+
+// Of those that call Up at once, one is let through to the migrations.
+func TestMigrateUpTakesTurns(t *testing.T) {
+	t.Parallel()
+	const processes = 10
+	pools := poolsOfProcesses(t, processes)
+	if _, err := migrate.Status(t.Context(), pools[0]); err != nil { // makes the version table
+		t.Fatal(err)
+	}
+	// Whoever applies the first migration has to wait for this table. The others
+	// are to be found at the lock, in a try or between two.
+	other, err := pools[0].Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Exec(t.Context(), "CREATE TABLE idempotency_keys ()"); err != nil {
+		t.Fatal(err)
+	}
+	var running sync.WaitGroup
+	for _, pool := range pools[1:] {
+		running.Go(func() {
+			if err := migrate.Up(t.Context(), pool); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	applying, waiting := 0, 0
+	waitFor(t, func() bool {
+		err := pools[0].QueryRow(t.Context(), `
+			SELECT count(*) FILTER (WHERE wait_event_type = 'Lock'), count(*) FILTER (WHERE query LIKE '%pg_try_advisory_lock%')
+			FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`).Scan(&applying, &waiting)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return applying > 0 && applying+waiting == processes-1
+	})
+	if applying != 1 {
+		t.Errorf("%d processes apply migrations at once, want 1", applying)
+	}
+	if err := other.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	running.Wait()
+	wantStatus(t, pools[0], len(migrationFiles(t)))
+}
+
+// poolsOfProcesses returns pools on one database without tables, one for each
+// process.
+func poolsOfProcesses(t *testing.T, processes int) []*pgxpool.Pool {
+	t.Helper()
+	url := pgtest.URL(t)
+	pools := make([]*pgxpool.Pool, processes)
+	for i := range pools {
+		config, err := pgxpool.ParseConfig(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.MaxConns = 2
+		pools[i] = poolWith(t, config)
+	}
+	return pools
 }
 
 func TestMigrateUpWithoutCreateRights(t *testing.T) {

@@ -942,7 +942,7 @@ var table = []mutant{
 	{
 		name: "migrations run beside each other", breaks: upgrade,
 		edits: []edit{{"migrate/migrate.go", "\t\tgoose.WithSessionLocker(locker),\n", "\t\tgoose.WithVerbose(locker == nil),\n"}},
-		test:  "TestMigrateUpConcurrently",
+		test:  "TestMigrateUpTakesTurns",
 	},
 	{
 		name: "a search_path without a schema goes unsaid", breaks: honest,
