@@ -27,9 +27,12 @@ const (
 	idleTimeout = 500 * time.Millisecond
 	// patience is how long a client that fell silent is waited for.
 	patience = 100 * time.Millisecond
-	// commitPatience is the same for a commit. A shorter one would run out on a
-	// busy machine, where nothing has been cut.
-	commitPatience = 500 * time.Millisecond
+	// resolvePatience is the same for the look after a lost commit.
+	resolvePatience = time.Second
+	// commitPatience is the same for a commit. A shorter one runs out on a busy
+	// machine, where nothing has been cut: some of the commits that the server
+	// has answered must be heard of.
+	commitPatience = 3 * time.Second
 	// shortLease is how long a claim lasts that nobody heard of.
 	shortLease = 500 * time.Millisecond
 	// margin is how long after its holder's end a key may still be held, on a busy
@@ -198,9 +201,9 @@ func newTrial(ctx context.Context, v *variant, l *lab, point *pgcut.Point) (*tri
 		storeConfig.ResolveTimeout = patience
 	case point.Mode == pgcut.Silence:
 		storeConfig.CommitTimeout = commitPatience
-		storeConfig.ResolveTimeout = 2 * commitPatience
+		storeConfig.ResolveTimeout = resolvePatience
 		tr.options.CommitTimeout = commitPatience
-		tr.options.RollbackTimeout = commitPatience
+		tr.options.RollbackTimeout = resolvePatience
 	}
 	var err error
 	if tr.behind, err = pgxpool.NewWithConfig(ctx, config); err != nil {
