@@ -39,8 +39,8 @@ type Batch struct {
 	// Items has one item for each of the Params, in their order.
 	Items []*BatchItem
 
-	config *Config
-	verbs  Verbs
+	settings *settings
+	verbs    Verbs
 }
 
 // BatchItem is one key of a Batch.
@@ -89,14 +89,14 @@ type BatchItem struct {
 func (c *TxClient) BeginMany(ctx context.Context, params []Params) (batch *Batch, err error) {
 	begins := make([]*BeginParams, len(params))
 	for i := range params {
-		if begins[i], err = c.config.batchParams(&params[i]); err != nil {
+		if begins[i], err = c.settings.batchParams(&params[i]); err != nil {
 			return nil, fieldOf(fmt.Sprintf("Params[%d]", i), err)
 		}
 	}
-	ctx, end := c.config.trace(ctx, OperationBeginMany, Key{})
+	ctx, end := c.settings.trace(ctx, OperationBeginMany, Key{})
 	defer func() { end(0, false, err) }()
 
-	batch = &Batch{Items: make([]*BatchItem, len(params)), config: c.config, verbs: c.verbs}
+	batch = &Batch{Items: make([]*BatchItem, len(params)), settings: c.settings, verbs: c.verbs}
 	firsts := make(map[Key]*BatchItem, len(params))
 	var wanted []*BeginParams
 	for i, begin := range begins {
@@ -106,7 +106,7 @@ func (c *TxClient) BeginMany(ctx context.Context, params []Params) (batch *Batch
 			continue
 		}
 		firsts[begin.Key] = item
-		if item.Err = c.config.checkNesting(ctx, begin.Key); item.Err == nil {
+		if item.Err = c.settings.checkNesting(ctx, begin.Key); item.Err == nil {
 			wanted = append(wanted, begin)
 		}
 	}
@@ -128,8 +128,8 @@ func (c *TxClient) BeginMany(ctx context.Context, params []Params) (batch *Batch
 	return batch, nil
 }
 
-func (c *Config) batchParams(params *Params) (*BeginParams, error) {
-	begin, err := c.beginParams(params)
+func (s *settings) batchParams(params *Params) (*BeginParams, error) {
+	begin, err := s.beginParams(params)
 	if err == nil && params.Wait > 0 {
 		err = &ParamError{Field: "Wait", Reason: "is positive; BeginMany tries once"}
 	}
@@ -209,7 +209,7 @@ func (b *Batch) Complete(ctx context.Context) (err error) {
 		}
 		err := item.Response.Validate()
 		if err == nil {
-			err = item.Response.validateSize(b.config.MaxResponseSize)
+			err = item.Response.validateSize(b.settings.MaxResponseSize)
 		}
 		if err != nil {
 			return fieldOf(fmt.Sprintf("Items[%d]", i), err)
@@ -219,7 +219,7 @@ func (b *Batch) Complete(ctx context.Context) (err error) {
 	if len(claims) == 0 {
 		return nil
 	}
-	ctx, end := b.config.trace(ctx, OperationCompleteMany, Key{})
+	ctx, end := b.settings.trace(ctx, OperationCompleteMany, Key{})
 	var state State
 	defer func() { end(state, false, err) }()
 

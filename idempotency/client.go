@@ -2,18 +2,18 @@ package idempotency
 
 import (
 	"context"
-	"time"
+	"slices"
 )
 
 // Client runs operations once per key. TTx is the store's transaction type,
 // pgx.Tx for pgxstore, and is inferred. A Client is safe for concurrent use.
 //
 // It has no Begin of its own: a claim outside a transaction would not commit
-// with the caller's writes. See Do, DoTx and WithTx.
+// with the caller's writes. See Do, DoTx, Run and WithTx.
 type Client[TTx any] struct {
-	store  TxStore[TTx]
-	config Config
-	gate   *gate
+	store    TxStore[TTx]
+	settings *settings
+	gate     *gate
 }
 
 // NewClient returns a client that keeps its keys in store. A nil config means
@@ -22,11 +22,19 @@ func NewClient[TTx any](store TxStore[TTx], config *Config) (*Client[TTx], error
 	if store == nil {
 		return nil, &ParamError{Field: "store", Reason: "is nil"}
 	}
-	withDefaults, err := config.withDefaults()
+	settings, err := newSettings(config)
 	if err != nil {
 		return nil, err
 	}
-	return &Client[TTx]{store: store, config: withDefaults, gate: newGate(store, &withDefaults)}, nil
+	return &Client[TTx]{store: store, settings: settings, gate: newGate(store, settings)}, nil
+}
+
+// Config returns the client's configuration with the defaults filled in, and
+// without KeySecret.
+func (c *Client[TTx]) Config() Config {
+	config := c.settings.Config
+	config.FinalErrors = slices.Clone(config.FinalErrors)
+	return config
 }
 
 // Get returns the record of a completed key, or of one held by a lease. It is
@@ -36,8 +44,8 @@ func (c *Client[TTx]) Get(ctx context.Context, key Key) (record *Record, err err
 	if err := key.Validate(); err != nil {
 		return nil, err
 	}
-	key = c.config.storedKey(key)
-	ctx, end := c.config.trace(ctx, OperationGet, key)
+	key = c.settings.storedKey(key)
+	ctx, end := c.settings.trace(ctx, OperationGet, key)
 	defer func() { end(stateOf(record), false, err) }()
 	return c.store.Get(ctx, key)
 }
@@ -53,36 +61,7 @@ func (c *Client[TTx]) DeleteExpired(ctx context.Context, limit int) (int, error)
 // WithTx returns the verbs as part of tx, for callers to whom DoTx does not fit.
 // A transaction that began a key and did not complete it cannot commit.
 func (c *Client[TTx]) WithTx(tx TTx) *TxClient {
-	return &TxClient{config: &c.config, verbs: c.store.WithTx(tx)}
-}
-
-func (c *Config) beginParams(params *Params) (*BeginParams, error) {
-	begin := &BeginParams{}
-	if err := c.fillBeginParams(begin, params); err != nil {
-		return nil, err
-	}
-	return begin, nil
-}
-
-func (c *Config) fillBeginParams(begin *BeginParams, params *Params) error {
-	if err := params.validate(); err != nil {
-		return err
-	}
-	ttl := params.TTL
-	if ttl == 0 {
-		ttl = c.TTL
-	}
-	*begin = BeginParams{Key: c.storedKey(params.Key), Fingerprint: params.Fingerprint, TTL: ttl}
-	return nil
-}
-
-// waitOr returns how long to wait for another holder of the key.
-func (p *Params) waitOr(fallback time.Duration) time.Duration {
-	wait := p.Wait
-	if wait == 0 {
-		wait = fallback
-	}
-	return max(wait, 0) // NoWait
+	return &TxClient{settings: c.settings, verbs: c.store.WithTx(tx)}
 }
 
 func stateOf(record *Record) State {

@@ -55,9 +55,6 @@ type Config struct {
 	KeySecret Secret
 	// Tracer follows every call. Defaults to none.
 	Tracer Tracer
-
-	// storedKey is what KeySecret has become in a client.
-	storedKey func(Key) Key
 }
 
 func (c *Config) withDefaults() (Config, error) {
@@ -101,11 +98,10 @@ func (c *Config) withDefaults() (Config, error) {
 	if err := validateCodec(config.Codec); err != nil {
 		return config, err
 	}
-	codes := make(map[string]bool, len(config.FinalErrors))
 	if err := config.KeySecret.validate(); err != nil {
 		return config, err
 	}
-	config.storedKey, config.KeySecret = config.KeySecret.keyMapper(), nil
+	codes := make(map[string]bool, len(config.FinalErrors))
 	for i, kind := range config.FinalErrors {
 		field := fmt.Sprintf("Config.FinalErrors[%d]", i)
 		if err := kind.validate(field); err != nil {

@@ -3,7 +3,6 @@ package idempotency
 import (
 	"context"
 	"fmt"
-	"sync/atomic"
 )
 
 // Do runs fn once per key, in a transaction that it opens: the claim, fn's
@@ -25,26 +24,14 @@ import (
 func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 	fn func(ctx context.Context, tx TTx) (T, error),
 ) (result Result[T], err error) {
-	op, err := newOperation(client, &params, fn)
+	op, err := newTypedOperation(client, &params, fn)
 	if err != nil {
 		return Result[T]{}, err
 	}
-	config := &client.config
-	ctx, end := config.trace(ctx, OperationDo, op.begin.Key)
-	var outcome *Outcome
-	defer func() { op.traced(end, outcomeState(outcome), result.Replayed, err) }()
+	ctx, end := client.settings.trace(ctx, OperationDo, op.begin.Key)
+	defer func() { op.traced(end, result.Replayed, err) }()
 
-	if err := config.checkNesting(ctx, op.begin.Key); err != nil {
-		return Result[T]{}, err
-	}
-	executed, shared := false, false
-	outcome, shared, err = client.gate.do(ctx, op.begin, params.waitOr(config.Wait), func(p *pass) (outcome *Outcome, _ bool, err error) {
-		outcome, executed, err = client.store.Run(ctx, op.begin, func(ctx context.Context, tx TTx) (*Response, error) {
-			p.running()
-			return op.body(ctx, tx)
-		})
-		return outcome, executed, err
-	})
+	outcome, shared, err := op.run(ctx, params.waitOr(client.settings.Wait))
 	if err != nil {
 		return Result[T]{}, err
 	}
@@ -55,7 +42,7 @@ func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 		}
 		defer give()
 	}
-	return answer(config, op.codec, outcome.Record, !executed)
+	return op.result(outcome)
 }
 
 // DoTx is Do inside the caller's own transaction. Where it returns an error the
@@ -70,177 +57,82 @@ func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params Params,
 	fn func(ctx context.Context, tx TTx) (T, error),
 ) (result TxResult[T], err error) {
-	op, err := newOperation(client, &params, fn)
+	op, err := newTypedOperation(client, &params, fn)
 	if err != nil {
 		return TxResult[T]{}, err
 	}
-	config := &client.config
-	ctx, end := config.trace(ctx, OperationDoTx, op.begin.Key)
-	var outcome *Outcome
-	defer func() {
-		state := outcomeState(outcome)
-		if result.valid {
-			state = Completed
-		}
-		op.traced(end, state, result.result.Replayed, err)
-	}()
+	ctx, end := client.settings.trace(ctx, OperationDoTx, op.begin.Key)
+	defer func() { op.traced(end, result.result.Replayed, err) }()
 
-	if err := config.checkNesting(ctx, op.begin.Key); err != nil {
-		return TxResult[T]{}, err
-	}
-	verbs := client.store.WithTx(tx)
-	outcome, err = waitWhileInProgress(ctx, op.begin.Key, params.waitOr(NoWait), func() (*Outcome, error) {
-		return verbs.Begin(ctx, op.begin)
-	})
+	outcome, err := op.runTx(ctx, tx, params.waitOr(NoWait))
 	if err != nil {
 		return TxResult[T]{}, err
 	}
-	if outcome.State == Completed {
-		return newTxResult(config, op.codec, outcome.Record, true)
-	}
-
-	var response *Response
-	err = client.store.Savepoint(ctx, tx, func(ctx context.Context, tx TTx) error {
-		response, err = op.body(ctx, tx)
-		if err == nil && response.RolledBack {
-			return errUndo
-		}
-		return err
-	})
-	if err != nil && err != errUndo { //nolint:errorlint // Savepoint returns this very value.
-		return TxResult[T]{}, err
-	}
-	record, err := verbs.Complete(ctx, outcome.Claim, response)
-	if err != nil {
-		return TxResult[T]{}, err
-	}
-	return newTxResult(config, op.codec, record, false)
-}
-
-func newTxResult[T any](config *Config, codec resultCodec[T], record *Record, replayed bool) (TxResult[T], error) {
-	result, err := answer(config, codec, record, replayed)
+	given, err := op.result(outcome)
 	if err != nil && !isFinal(err) {
 		return TxResult[T]{}, err
 	}
-	return TxResult[T]{result: result, err: err, valid: true}, nil
+	return TxResult[T]{result: given, err: err, valid: true}, nil
 }
 
-// operation is what Do and DoTx have in common: a user's function, seen by the
-// store as one that returns a response.
-type operation[T, TTx any] struct {
-	client *Client[TTx]
-	params BeginParams
-	begin  *BeginParams // which is &params
-	codec  resultCodec[T]
-	fn     func(ctx context.Context, tx TTx) (T, error)
-	// running says that fn was called and has not returned.
-	running bool
+// typedOperation is an operation whose answers are results of type T.
+type typedOperation[T, TTx any] struct {
+	operation[TTx]
+	codec resultCodec[T]
+	typed func(ctx context.Context, tx TTx) (T, error)
+	// given is the result of the last run of typed as it has been read back, and
+	// givenErr its final error.
+	given    Result[T]
+	givenErr error
 }
 
-func newOperation[T, TTx any](client *Client[TTx], params *Params, fn func(context.Context, TTx) (T, error)) (*operation[T, TTx], error) {
-	if client == nil {
-		return nil, &ParamError{Field: "client", Reason: "is nil"}
+func newTypedOperation[T, TTx any](client *Client[TTx], params *Params, fn func(context.Context, TTx) (T, error)) (*typedOperation[T, TTx], error) {
+	op := &typedOperation[T, TTx]{typed: fn}
+	if err := op.init(client, params); err != nil {
+		return nil, err
 	}
 	if fn == nil {
 		return nil, &ParamError{Field: "fn", Reason: "is nil"}
 	}
-	codec, err := newResultCodec[T](client.config.Codec)
-	if err != nil {
+	var err error
+	if op.codec, err = newResultCodec[T](client.settings.Codec); err != nil {
 		return nil, err
 	}
-	op := &operation[T, TTx]{client: client, codec: codec, fn: fn}
-	op.begin = &op.params
-	if err := client.config.fillBeginParams(op.begin, params); err != nil {
-		return nil, err
-	}
+	op.fn = op.encoded
 	return op, nil
 }
 
-// call calls fn in a context that marks the key as held until fn has returned.
-func (o *operation[T, TTx]) call(ctx context.Context, tx TTx) (T, error) {
-	outer, _ := ctx.Value(heldKey{}).(*held)
-	h := &held{config: &o.client.config, key: o.begin.Key, outer: outer}
-	h.running.Store(true)
-	defer h.running.Store(false)
-	o.running = true
-	value, err := o.fn(context.WithValue(ctx, heldKey{}, h), tx)
-	o.running = false
-	return value, err
-}
-
-// traced ends the trace of the call, also where fn panicked or called
-// runtime.Goexit: then nothing else was set.
-func (o *operation[T, TTx]) traced(end func(State, bool, error), state State, replayed bool, err error) {
-	if o.running {
-		state, replayed, err = 0, false, ErrNotReturned
-	}
-	end(state, replayed, err)
-}
-
-func (o *operation[T, TTx]) body(ctx context.Context, tx TTx) (*Response, error) {
-	config := &o.client.config
-	value, err := o.call(ctx, tx)
-	var response *Response
+// encoded calls the typed function and encodes what it returns.
+func (o *typedOperation[T, TTx]) encoded(ctx context.Context, tx TTx) (answer Answer, err error) {
+	settings := o.client.settings
+	value, err := o.typed(ctx, tx)
 	if err != nil {
-		response, err = config.finalResponse(o.begin.Key, err)
+		answer, err = settings.finalAnswer(o.begin.Key, err)
 	} else {
-		response, err = o.codec.encode(value)
+		answer.Response, err = o.codec.encode(value)
 	}
 	if err != nil {
-		return nil, err
-	}
-	if err := response.validateSize(config.MaxResponseSize); err != nil {
-		return nil, err
+		return Answer{}, err
 	}
 	// What cannot be read back must not be committed: every replay would fail.
-	_, err = answer(config, o.codec, &Record{Key: o.begin.Key, Response: response}, false)
-	if err != nil && !isFinal(err) {
-		return nil, err
+	o.given, o.givenErr = resultOf(settings, o.codec, &Record{Key: o.begin.Key, Response: answer.Response}, false)
+	if o.givenErr != nil && !isFinal(o.givenErr) {
+		return Answer{}, o.givenErr
 	}
-	return response, nil
+	return answer, nil
 }
 
-// isFinal reports whether err, from answer, is what was recorded.
+// result is what the outcome means to the caller.
+func (o *typedOperation[T, TTx]) result(outcome *Outcome) (Result[T], error) {
+	if !outcome.Executed {
+		return resultOf(o.client.settings, o.codec, outcome.Record, true)
+	}
+	o.given.Record = outcome.Record
+	return o.given, o.givenErr
+}
+
+// isFinal reports whether err, from resultOf, is what was recorded.
 func isFinal(err error) bool {
-	_, final := err.(*FinalError) //nolint:errorlint // answer does not wrap it.
+	_, final := err.(*FinalError) //nolint:errorlint // resultOf does not wrap it.
 	return final
-}
-
-// heldKey finds, in the context that fn gets, the *held of this call of fn.
-type heldKey struct{}
-
-// held is a key that a call of fn runs under. The config stands for the client.
-type held struct {
-	config *Config
-	key    Key
-	// running ends with fn: what fn left running may keep the context for longer.
-	running atomic.Bool
-	// outer is what that call runs in, if it is itself nested in another key's.
-	outer *held
-}
-
-// checkNesting refuses to begin a key inside the operation that holds it: it
-// would wait for itself, or on the operation's own transaction not even that.
-func (c *Config) checkNesting(ctx context.Context, key Key) error {
-	for h, _ := ctx.Value(heldKey{}).(*held); h != nil; h = h.outer {
-		if h.config == c && h.key == key && h.running.Load() {
-			return &KeyError{Key: key, Err: ErrNested}
-		}
-	}
-	return nil
-}
-
-// errUndo makes Savepoint undo the writes of an operation that ended in a final
-// error.
-var errUndo = undoError{}
-
-type undoError struct{}
-
-func (undoError) Error() string { return "idempotency: undo the writes of a final error" }
-
-func outcomeState(outcome *Outcome) State {
-	if outcome == nil {
-		return 0
-	}
-	return outcome.State
 }

@@ -141,35 +141,35 @@ func (k FinalKind) validate(field string) error {
 	return nil
 }
 
-// finalResponse returns the response that records err, if err is marked Final
-// and listed, and the error to fail with otherwise.
-func (c *Config) finalResponse(key Key, err error) (*Response, error) {
+// finalAnswer returns the answer that records err, if err is marked Final and
+// listed, and the error to fail with otherwise.
+func (s *settings) finalAnswer(key Key, err error) (Answer, error) {
 	mark := finalMarkOf(err)
 	if mark == nil {
-		return nil, err
+		return Answer{}, err
 	}
-	for _, kind := range c.FinalErrors {
+	for _, kind := range s.FinalErrors {
 		found := kind.find(mark.err)
 		if found == nil {
 			continue
 		}
-		body, err := kind.encode(c.Codec, found)
+		body, err := kind.encode(s.Codec, found)
 		if err != nil {
-			return nil, &KeyError{Key: key, Err: &codecError{"encode final error", kind.code, err}}
+			return Answer{}, &KeyError{Key: key, Err: &codecError{"encode final error", kind.code, err}}
 		}
-		recorded, err := kind.decode(c.Codec, body)
+		recorded, err := kind.decode(s.Codec, body)
 		if err != nil {
-			return nil, &KeyError{Key: key, Err: &codecError{"decode final error", kind.code, err}}
+			return Answer{}, &KeyError{Key: key, Err: &codecError{"decode final error", kind.code, err}}
 		}
 		// Sprint survives a method that panics, as on a nil pointer.
 		if fmt.Sprint(recorded) != fmt.Sprint(found) {
-			return nil, &KeyError{Key: key, Err: fmt.Errorf("idempotency: final error %q: %T changes its text when the codec writes and reads it, so nothing was recorded: export the fields that its text is made of, or give it the codec's methods", kind.code, found)}
+			return Answer{}, &KeyError{Key: key, Err: fmt.Errorf("idempotency: final error %q: %T changes its text when the codec writes and reads it, so nothing was recorded: export the fields that its text is made of, or give it the codec's methods", kind.code, found)}
 		}
-		return &Response{Type: TypeErrorPrefix + kind.code, Body: body, RolledBack: true}, nil
+		return Answer{Response: &Response{Type: TypeErrorPrefix + kind.code, Body: body}, UndoWrites: true}, nil
 	}
 	// It does not wrap the business error: who finds that answers the client as
 	// if it were recorded, and every retry would run again.
-	return nil, &KeyError{Key: key, Err: fmt.Errorf("%w: nothing was recorded of the %T: add %s", ErrFinalUnlisted, mark.err, listingOf(mark.err))}
+	return Answer{}, &KeyError{Key: key, Err: fmt.Errorf("%w: nothing was recorded of the %T: add %s", ErrFinalUnlisted, mark.err, listingOf(mark.err))}
 }
 
 // listingOf returns what to add to Config.FinalErrors for err.
@@ -212,16 +212,16 @@ func ownType(err error) error {
 }
 
 // finalError returns the error that the record holds, nil if it holds a result.
-func (c *Config) finalError(record *Record) error {
+func (s *settings) finalError(record *Record) error {
 	code, ok := strings.CutPrefix(record.Response.Type, TypeErrorPrefix)
 	if !ok {
 		return nil
 	}
-	for _, kind := range c.FinalErrors {
+	for _, kind := range s.FinalErrors {
 		if kind.code != code {
 			continue
 		}
-		recorded, err := kind.decode(c.Codec, record.Response.Body)
+		recorded, err := kind.decode(s.Codec, record.Response.Body)
 		if err != nil {
 			return &KeyError{Key: record.Key, Err: &codecError{"decode final error", code, err}}
 		}

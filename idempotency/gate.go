@@ -86,8 +86,8 @@ type pass struct {
 }
 
 // newGate returns the gate to a store, which is a TxStore.
-func newGate(store any, config *Config) *gate {
-	g := &gate{maxWaiters: config.MaxWaiters, budget: newBudget(config.MaxSharedBytes), queues: make(map[queueKey]*queue)}
+func newGate(store any, settings *settings) *gate {
+	g := &gate{maxWaiters: settings.MaxWaiters, budget: newBudget(settings.MaxSharedBytes), queues: make(map[queueKey]*queue)}
 	if perCaller, ok := store.(PerCallerStore); ok && perCaller.PerCaller() {
 		g.perCaller = true
 		if namespaces, ok := store.(NamespaceStore); ok {
@@ -102,10 +102,10 @@ func newGate(store any, config *Config) *gate {
 // *InProgressError. ask calls running once nobody else needs to wait for what it
 // finds out.
 func (g *gate) do(ctx context.Context, params *BeginParams, wait time.Duration,
-	ask func(p *pass) (outcome *Outcome, executed bool, err error),
+	ask func(p *pass) (*Outcome, error),
 ) (outcome *Outcome, shared bool, err error) {
 	if wait <= 0 {
-		outcome, _, err := ask(nil)
+		outcome, err := ask(nil)
 		if err == nil && outcome.State == InProgress {
 			err = newInProgressError(params.Key, outcome.RetryAfter, nil)
 		}
@@ -130,13 +130,13 @@ func (g *gate) do(ctx context.Context, params *BeginParams, wait time.Duration,
 			}
 		}
 		asked := p.look()
-		outcome, executed, err := ask(p)
+		outcome, err := ask(p)
 		if err != nil {
 			return nil, false, err
 		}
 		if outcome.State != InProgress {
 			goodAt := asked
-			if executed && time.Since(asked) < params.TTL {
+			if outcome.Executed && time.Since(asked) < params.TTL {
 				goodAt = time.Now() // it was recorded since, and has not expired
 			}
 			p.tellAnswer(outcome.Record, goodAt)

@@ -29,7 +29,7 @@ type watchedStore struct {
 	latency    time.Duration
 }
 
-func (s *watchedStore) Run(ctx context.Context, params *idempotency.BeginParams, fn func(context.Context, *memstore.Tx) (*idempotency.Response, error)) (*idempotency.Outcome, bool, error) {
+func (s *watchedStore) Run(ctx context.Context, params *idempotency.BeginParams, fn func(context.Context, *memstore.Tx) (idempotency.Answer, error)) (*idempotency.Outcome, error) {
 	s.asked.Add(1)
 	now := s.asking.Add(1)
 	defer s.asking.Add(-1)
@@ -37,17 +37,17 @@ func (s *watchedStore) Run(ctx context.Context, params *idempotency.BeginParams,
 	}
 	if s.silent.Load() {
 		<-ctx.Done()
-		return nil, false, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	late := time.Duration(s.replyAfter.Load())
-	outcome, executed, err := s.Store.Run(ctx, params, fn)
+	outcome, err := s.Store.Run(ctx, params, fn)
 	if err == nil && outcome.State == idempotency.InProgress {
 		late += s.latency
 	}
 	if late > 0 {
 		time.Sleep(late)
 	}
-	return outcome, executed, err
+	return outcome, err
 }
 
 // gateBench is a client, the store that it asks, and an operation that runs
@@ -605,8 +605,8 @@ type instantStore struct {
 	outcome idempotency.Outcome
 }
 
-func (s *instantStore) Run(context.Context, *idempotency.BeginParams, func(context.Context, *memstore.Tx) (*idempotency.Response, error)) (*idempotency.Outcome, bool, error) {
-	return &s.outcome, false, nil
+func (s *instantStore) Run(context.Context, *idempotency.BeginParams, func(context.Context, *memstore.Tx) (idempotency.Answer, error)) (*idempotency.Outcome, error) {
+	return &s.outcome, nil
 }
 
 // BenchmarkGate is what the gate costs a call that meets no other: the difference

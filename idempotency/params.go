@@ -35,6 +35,15 @@ func (p Params) LogValue() slog.Value {
 	return slog.GroupValue(slog.Any("key", p.Key), slog.Duration("ttl", p.TTL), slog.Duration("wait", p.Wait))
 }
 
+// waitOr returns how long to wait for another holder of the key.
+func (p *Params) waitOr(fallback time.Duration) time.Duration {
+	wait := p.Wait
+	if wait == 0 {
+		wait = fallback
+	}
+	return max(wait, 0) // NoWait
+}
+
 func (p *Params) validate() error {
 	if err := p.Key.Validate(); err != nil {
 		return err

@@ -43,6 +43,9 @@ type Outcome struct {
 	// Record is set when State is Completed, and when it is InProgress under a
 	// lease. A claim in another open transaction cannot be seen.
 	Record *Record
+	// Executed says, when State is Completed, that this call ran the operation and
+	// that its commit recorded the answer. It is for Run alone.
+	Executed bool
 	// RetryAfter suggests, when State is InProgress, how long to wait before
 	// the next try; zero when the store cannot tell.
 	RetryAfter time.Duration

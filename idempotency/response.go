@@ -32,10 +32,6 @@ type Response struct {
 	Type string
 	// Body is stored and replayed byte for byte. Nil and empty stay different.
 	Body []byte
-	// RolledBack asks TxStore.Run to undo the business writes of the transaction
-	// before it records this response. It is an instruction, not a property:
-	// Complete ignores it, and a response that was read back never has it.
-	RolledBack bool
 }
 
 // Validate returns a *ParamError for a response that no store could record.

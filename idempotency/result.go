@@ -47,11 +47,11 @@ func NoResult[TTx any](fn func(ctx context.Context, tx TTx) error) func(ctx cont
 	}
 }
 
-// answer turns a completed record into what the caller asked for. The error is
+// resultOf turns a completed record into what the caller asked for. The error is
 // a *FinalError where that is what was recorded.
-func answer[T any](config *Config, codec resultCodec[T], record *Record, replayed bool) (Result[T], error) {
+func resultOf[T any](settings *settings, codec resultCodec[T], record *Record, replayed bool) (Result[T], error) {
 	result := Result[T]{Replayed: replayed, Record: record}
-	if final := config.finalError(record); final != nil {
+	if final := settings.finalError(record); final != nil {
 		return result, final
 	}
 	value, err := codec.decode(record.Key, record.Response)

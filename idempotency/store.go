@@ -130,17 +130,21 @@ type TxStore[TTx any] interface {
 	// that has ended is ErrTxEnded.
 	WithTx(tx TTx) Verbs
 	// Run tries once to claim the key in a transaction of its own, calls fn in
-	// it, and commits fn's writes together with the response that fn returns.
-	// executed tells whether that commit is the one that Outcome reports;
-	// otherwise the outcome is InProgress or somebody else's Completed.
+	// it, and commits fn's writes together with the response of fn's answer.
+	// Outcome.Executed tells whether that commit is the one that the outcome
+	// reports; otherwise it is InProgress or somebody else's Completed.
 	//
 	// Where fn returns an error, panics or calls runtime.Goexit, everything is
-	// rolled back. Where the response has RolledBack set, fn's writes are
+	// rolled back. Where the answer has UndoWrites set, fn's writes are
 	// undone and the response is recorded. fn runs again in a new transaction
 	// after a serialization failure or a deadlock. The transaction that fn gets
 	// refuses to commit and to roll back, with an error that is ErrOwned; Run
 	// then fails with it too.
-	Run(ctx context.Context, params *BeginParams, fn func(ctx context.Context, tx TTx) (*Response, error)) (outcome *Outcome, executed bool, err error)
+	Run(ctx context.Context, params *BeginParams, fn func(ctx context.Context, tx TTx) (Answer, error)) (*Outcome, error)
+	// Transact calls fn in a transaction like Run's, without a key, and commits it
+	// where fn returns nil. A lost reply to the commit is ErrOutcomeUnknown, after
+	// which fn does not run again.
+	Transact(ctx context.Context, fn func(ctx context.Context, tx TTx) error) error
 	// Savepoint calls fn with a nested transaction that is undone where fn
 	// returns an error, and returns that error. The nested transaction refuses
 	// to commit and to roll back, as in Run.

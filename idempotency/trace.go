@@ -9,6 +9,8 @@ type Operation string
 const (
 	OperationDo           Operation = "do"
 	OperationDoTx         Operation = "do_tx"
+	OperationRun          Operation = "run"
+	OperationTransact     Operation = "transact"
 	OperationBegin        Operation = "begin"
 	OperationBeginMany    Operation = "begin_many"
 	OperationComplete     Operation = "complete"
@@ -31,7 +33,8 @@ type TraceStartData struct {
 	// Key is the key as the store has it, and prints as a hash. Its Scope and ID
 	// are for the tracer's own use: as a metric label they would be without bound,
 	// and they may be secrets, which Config.KeySecret keeps from it. It is zero
-	// for BeginMany and Batch.Complete, which are one call for many keys.
+	// for Transact, which has no key, and for BeginMany and Batch.Complete, which are
+	// one call for many.
 	Key Key
 }
 
@@ -49,12 +52,12 @@ type TraceEndData struct {
 	Err error
 }
 
-func (c *Config) trace(ctx context.Context, operation Operation, key Key) (context.Context, func(State, bool, error)) {
-	if c.Tracer == nil {
+func (s *settings) trace(ctx context.Context, operation Operation, key Key) (context.Context, func(State, bool, error)) {
+	if s.Tracer == nil {
 		return ctx, func(State, bool, error) {}
 	}
-	ctx = c.Tracer.TraceStart(ctx, TraceStartData{Operation: operation, Key: key})
+	ctx = s.Tracer.TraceStart(ctx, TraceStartData{Operation: operation, Key: key})
 	return ctx, func(state State, replayed bool, err error) {
-		c.Tracer.TraceEnd(ctx, TraceEndData{Operation: operation, State: state, Replayed: replayed, Err: err})
+		s.Tracer.TraceEnd(ctx, TraceEndData{Operation: operation, State: state, Replayed: replayed, Err: err})
 	}
 }

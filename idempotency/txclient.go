@@ -5,8 +5,8 @@ import "context"
 // TxClient is the three verbs inside one transaction of the caller's, made by
 // Client.WithTx. It lives as long as the transaction.
 type TxClient struct {
-	config *Config
-	verbs  Verbs
+	settings *settings
+	verbs    Verbs
 }
 
 // Begin claims the key as part of the transaction: if the transaction rolls
@@ -18,14 +18,14 @@ type TxClient struct {
 // It is ErrFingerprintMismatch for a key used for another request and ErrNested
 // for a key that this transaction has begun before and not completed.
 func (c *TxClient) Begin(ctx context.Context, params Params) (outcome *Outcome, err error) {
-	begin, err := c.config.beginParams(&params)
+	begin, err := c.settings.beginParams(&params)
 	if err != nil {
 		return nil, err
 	}
-	ctx, end := c.config.trace(ctx, OperationBegin, begin.Key)
+	ctx, end := c.settings.trace(ctx, OperationBegin, begin.Key)
 	defer func() { end(outcomeState(outcome), false, err) }()
 
-	if err := c.config.checkNesting(ctx, begin.Key); err != nil {
+	if err := c.settings.checkNesting(ctx, begin.Key); err != nil {
 		return nil, err
 	}
 	outcome, err = waitWhileInProgress(ctx, begin.Key, params.waitOr(NoWait), func() (*Outcome, error) {
@@ -43,14 +43,14 @@ func (c *TxClient) Begin(ctx context.Context, params Params) (outcome *Outcome, 
 // held is ErrClaimLost, one that came from no Begin is ErrNotClaimed, and one
 // without a TTL is a *ParamError; the transaction cannot commit any more.
 func (c *TxClient) Complete(ctx context.Context, claim *Claim, response *Response) (record *Record, err error) {
-	if err := response.validateSize(c.config.MaxResponseSize); err != nil {
+	if err := response.validateSize(c.settings.MaxResponseSize); err != nil {
 		return nil, err
 	}
 	var key Key
 	if claim != nil {
 		key = claim.Key
 	}
-	ctx, end := c.config.trace(ctx, OperationComplete, key)
+	ctx, end := c.settings.trace(ctx, OperationComplete, key)
 	defer func() { end(stateOf(record), false, err) }()
 	return c.verbs.Complete(ctx, claim, response)
 }
@@ -60,8 +60,8 @@ func (c *TxClient) Get(ctx context.Context, key Key) (record *Record, err error)
 	if err := key.Validate(); err != nil {
 		return nil, err
 	}
-	key = c.config.storedKey(key)
-	ctx, end := c.config.trace(ctx, OperationGet, key)
+	key = c.settings.storedKey(key)
+	ctx, end := c.settings.trace(ctx, OperationGet, key)
 	defer func() { end(stateOf(record), false, err) }()
 	return c.verbs.Get(ctx, key)
 }

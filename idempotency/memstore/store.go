@@ -127,38 +127,48 @@ func (s *Store[TTx]) WithTx(tx TTx) idempotency.Verbs {
 // Run calls fn in a transaction of its own and commits its OnCommit functions
 // together with the response. See idempotency.TxStore.
 func (s *Store[TTx]) Run(ctx context.Context, params *idempotency.BeginParams,
-	fn func(ctx context.Context, tx TTx) (*idempotency.Response, error),
-) (outcome *idempotency.Outcome, executed bool, err error) {
+	fn func(ctx context.Context, tx TTx) (idempotency.Answer, error),
+) (*idempotency.Outcome, error) {
 	tx := s.NewTx()
 	// After a commit there is nothing left to roll back; a panic and
 	// runtime.Goexit pass through here too.
 	defer func() { _ = tx.Rollback(ctx) }()
-	outcome, err = (&txVerbs{tx: tx}).Begin(ctx, params)
+	outcome, err := (&txVerbs{tx: tx}).Begin(ctx, params)
 	if err != nil || outcome.State != idempotency.New {
-		return outcome, false, err
+		return outcome, err
 	}
 
-	var response *idempotency.Response
+	var answer idempotency.Answer
 	err = tx.nested(func(view *Tx) (err error) {
-		if response, err = fn(ctx, s.newTx(view)); err != nil {
+		if answer, err = fn(ctx, s.newTx(view)); err != nil {
 			return err
 		}
-		if err := response.Validate(); err != nil {
+		if err := answer.Response.Validate(); err != nil {
 			return err
 		}
-		if response.RolledBack {
+		if answer.UndoWrites {
 			return errUndo
 		}
 		return nil
 	})
 	if err != nil && err != errUndo { //nolint:errorlint // nested returns this very value.
-		return nil, false, err
+		return nil, err
 	}
-	record, err := tx.finish(outcome.Claim, response)
+	record, err := tx.finish(outcome.Claim, answer.Response)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	return &idempotency.Outcome{State: idempotency.Completed, Record: record}, true, nil
+	return &idempotency.Outcome{State: idempotency.Completed, Record: record, Executed: true}, nil
+}
+
+// Transact calls fn in a transaction of its own. See idempotency.TxStore.
+func (s *Store[TTx]) Transact(ctx context.Context, fn func(ctx context.Context, tx TTx) error) error {
+	tx := s.NewTx()
+	defer func() { _ = tx.Rollback(ctx) }()
+	if err := tx.nested(func(view *Tx) error { return fn(ctx, s.newTx(view)) }); err != nil {
+		return err
+	}
+	return tx.Commit(ctx)
 }
 
 // Savepoint calls fn with a nested transaction. See idempotency.TxStore.

@@ -31,27 +31,27 @@ const (
 // answer is returned only once a commit that waits has come after it.
 //
 // Once the TTL has passed since sent, an answer that was committed may have gone.
-func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitError, sent time.Time) (*idempotency.Outcome, bool, error) {
+func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitError, sent time.Time) (*idempotency.Outcome, error) {
 	resolveCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.store.resolveTimeout)
 	defer cancel()
 	cause := error(ambiguous)
 	for poll := firstResolvePoll; r.store.canReconnect(); poll = min(2*poll, longestResolvePoll) {
-		outcome, executed, err := r.lookForCommit(resolveCtx)
+		outcome, err := r.lookForCommit(resolveCtx)
 		var leftNothing *leftNothingError
 		switch {
 		case errors.As(err, &leftNothing):
 			if time.Since(sent) < r.params.TTL {
-				return nil, false, &leftNothingError{cause: ambiguous.Err}
+				return nil, &leftNothingError{cause: ambiguous.Err}
 			}
-			return nil, false, r.unknown(fmt.Errorf("%w; its TTL has passed", ambiguous))
+			return nil, r.unknown(fmt.Errorf("%w; its TTL has passed", ambiguous))
 		case errors.Is(err, idempotency.ErrFingerprintMismatch):
-			return nil, false, err
+			return nil, err
 		case err == nil && outcome != nil:
-			return outcome, executed, nil
+			return outcome, nil
 		case err != nil && resolveCtx.Err() == nil:
 			cause = fmt.Errorf("%w; looking for it: %w", ambiguous, err)
 			if isRefused(err) {
-				return nil, false, r.unknown(cause)
+				return nil, r.unknown(cause)
 			}
 		}
 		timer := time.NewTimer(poll)
@@ -63,7 +63,7 @@ func (r *run) resolve(ctx context.Context, ambiguous *txhelper.AmbiguousCommitEr
 		}
 		break
 	}
-	return nil, false, r.unknown(cause)
+	return nil, r.unknown(cause)
 }
 
 func (r *run) unknown(cause error) error {
@@ -78,14 +78,14 @@ func (r *run) unknown(cause error) error {
 // The look's own transaction confirms what it saw: its commit, which writes to the
 // log, waits as the lost one did. Over another connection it might be committed on
 // another server, which a failover has put in the place of the one that was seen.
-func (r *run) lookForCommit(ctx context.Context) (outcome *idempotency.Outcome, executed bool, err error) {
+func (r *run) lookForCommit(ctx context.Context) (outcome *idempotency.Outcome, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.store.resolveTimeout/resolveTries)
 	defer cancel()
 	database := txhelper.DB(r.store.db)
 	if pool, ok := r.store.db.(acquirer); ok {
 		conn, err := pool.Acquire(ctx)
 		if err != nil {
-			return nil, false, err
+			return nil, err
 		}
 		defer conn.Release()
 		database = conn
@@ -99,7 +99,7 @@ func (r *run) lookForCommit(ctx context.Context) (outcome *idempotency.Outcome, 
 	again := &run{store: r.store, params: r.params, claimID: idempotency.NewClaimID()}
 	transaction, lock, err := again.open(ctx, database, &options, true)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	defer transaction.Rollback(ctx)
 	found := again.seen
@@ -107,29 +107,29 @@ func (r *run) lookForCommit(ctx context.Context) (outcome *idempotency.Outcome, 
 	case found != nil && found.ClaimID == uuid(r.claimID):
 		record, err := found.record()
 		if err != nil {
-			return nil, false, err
+			return nil, err
 		}
-		outcome, executed = &idempotency.Outcome{State: idempotency.Completed, Record: record}, true
+		outcome = &idempotency.Outcome{State: idempotency.Completed, Record: record, Executed: true}
 	case found.live():
 		if outcome, err = found.outcome(r.params.Fingerprint); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	case lock.Locked && !lock.ReadOnly:
-		return nil, false, &leftNothingError{}
+		return nil, &leftNothingError{}
 	default:
 		// A standby has locks of its own, and may not have the row yet.
-		return nil, false, nil
+		return nil, nil
 	}
 	err = transaction.Commit(ctx, func(batch *pgx.Batch) {
 		_ = r.store.queries.ConfirmDurable(ctx, txhelper.Queue(batch, nil))
 	})
 	switch {
 	case err == nil:
-		return outcome, executed, nil
+		return outcome, nil
 	case sqlState(err) == codeNoPrivilege:
 		err = fmt.Errorf("the role may not execute pg_logical_emit_message, which PostgreSQL grants to PUBLIC: %w", err)
 	}
-	return nil, false, fmt.Errorf("an answer was found, and could not be confirmed to be durable: %w", err)
+	return nil, fmt.Errorf("an answer was found, and could not be confirmed to be durable: %w", err)
 }
 
 // isRefused reports whether the server will say so each time: a right or a
@@ -138,26 +138,26 @@ func isRefused(err error) bool { return strings.HasPrefix(sqlState(err), "42") }
 
 // replay returns what a look has found, an answer only once it is confirmed, if it
 // is young enough for Config.ConfirmReplays.
-func (r *run) replay(ctx context.Context, found *row, outcome *idempotency.Outcome, err error) (*idempotency.Outcome, bool, error) {
+func (r *run) replay(ctx context.Context, found *row, outcome *idempotency.Outcome, err error) (*idempotency.Outcome, error) {
 	if err != nil || outcome.State != idempotency.Completed || found.ReadAt.Time.Sub(found.UpdatedAt.Time) >= r.store.confirmReplays {
-		return outcome, false, err
+		return outcome, err
 	}
 	if _, nested := r.store.db.(pgx.Tx); nested {
-		return outcome, false, nil // the caller's own commit waits
+		return outcome, nil // the caller's own commit waits
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.store.resolveTimeout)
 	defer cancel()
-	outcome, _, err = r.lookForCommit(ctx)
+	outcome, err = r.lookForCommit(ctx)
 	var leftNothing *leftNothingError
 	switch {
 	case errors.As(err, &leftNothing):
-		return nil, false, errTryAgain // it went with the server that had it, or has expired
+		return nil, errTryAgain // it went with the server that had it, or has expired
 	case errors.Is(err, idempotency.ErrFingerprintMismatch):
-		return nil, false, err
+		return nil, err
 	case err != nil:
-		return nil, false, r.unknown(err)
+		return nil, r.unknown(err)
 	case outcome == nil:
-		return &idempotency.Outcome{State: idempotency.InProgress}, false, nil
+		return &idempotency.Outcome{State: idempotency.InProgress}, nil
 	}
-	return outcome, false, nil
+	return outcome, nil
 }

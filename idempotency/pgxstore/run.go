@@ -15,32 +15,19 @@ import (
 
 // Run claims the key in a transaction of its own, calls fn in it and commits
 // fn's writes and its response together. See idempotency.TxStore.
-func (s *Store) Run(ctx context.Context, params *idempotency.BeginParams, fn func(ctx context.Context, tx pgx.Tx) (*idempotency.Response, error)) (outcome *idempotency.Outcome, executed bool, err error) {
+func (s *Store) Run(ctx context.Context, params *idempotency.BeginParams, fn func(ctx context.Context, tx pgx.Tx) (idempotency.Answer, error)) (outcome *idempotency.Outcome, err error) {
 	if err := params.ValidateTx(); err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	connecting, leftNothing := s.connectTimeout, 0
-	err = txhelper.Retry(ctx, s.db, &s.options, func(ctx context.Context) error {
-		r := &run{store: s, params: params, claimID: idempotency.NewClaimID(), connecting: &connecting}
-		outcome, executed, err = r.try(ctx, fn)
-		if lost, ok := errors.AsType[*leftNothingError](err); ok {
-			leftNothing++
-			lost.last = leftNothing == maxLeftNothing
-		}
+	err = s.retry(ctx, func(ctx context.Context, connecting *time.Duration) error {
+		r := &run{store: s, params: params, claimID: idempotency.NewClaimID(), connecting: connecting}
+		outcome, err = r.try(ctx, fn)
 		return err
-	})
-	if err == nil {
-		return outcome, executed, nil
+	}, func(err error) error { return &idempotency.KeyError{Key: params.Key, Err: err} })
+	if err != nil {
+		return nil, err
 	}
-	if lost, ok := errors.AsType[*leftNothingError](err); ok {
-		err = lost.unavailable(ctx, params.Key)
-	} else if exceeded, ok := errors.AsType[*txhelper.AttemptsExceededError](err); ok {
-		// The last try's error may be fn's own, which is left as it is.
-		if cause := sentinel(exceeded); cause != nil {
-			err = &idempotency.KeyError{Key: params.Key, Err: fmt.Errorf("%w: run: %w", cause, err)}
-		}
-	}
-	return nil, false, explainOwned(err)
+	return outcome, nil
 }
 
 // run is one try of Run: one claim id, one transaction.
@@ -61,7 +48,7 @@ type run struct {
 	seen *row
 }
 
-func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (*idempotency.Response, error)) (*idempotency.Outcome, bool, error) {
+func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (idempotency.Answer, error)) (*idempotency.Outcome, error) {
 	lookInside := r.store.options.TxOptions.IsoLevel != pgx.Serializable && !r.store.serializable.Load()
 	if !lookInside {
 		// Inside, the read would leave a predicate lock in the index and abort
@@ -71,7 +58,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 			return err
 		})
 		if err != nil {
-			return nil, false, r.explain(err)
+			return nil, r.explain(err)
 		}
 		if outcome, err := r.decided(); outcome != nil || err != nil {
 			return r.replay(ctx, r.seen, outcome, err)
@@ -83,7 +70,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		return transaction, err
 	})
 	if err != nil {
-		return nil, false, r.explain(err)
+		return nil, r.explain(err)
 	}
 	// Also on panic and runtime.Goexit, which pass through unchanged.
 	defer transaction.Rollback(ctx)
@@ -95,26 +82,26 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		return r.try(ctx, fn)
 	}
 	if err := checkEncoding(transaction.Tx().Conn()); err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	if lock.Temporary {
-		return nil, false, ErrTemporaryTable
+		return nil, ErrTemporaryTable
 	}
 	if outcome, err := r.decided(); outcome != nil || err != nil {
 		transaction.Rollback(ctx) // what confirms looks again, over one connection
 		return r.replay(ctx, r.seen, outcome, err)
 	}
 	if lock.ReadOnly {
-		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: idempotency.ErrReadOnly}
+		return nil, &idempotency.KeyError{Key: r.params.Key, Err: idempotency.ErrReadOnly}
 	}
 	if !lock.Locked {
-		return &idempotency.Outcome{State: idempotency.InProgress}, false, nil
+		return &idempotency.Outcome{State: idempotency.InProgress}, nil
 	}
 
 	r.tx = ownedTx{transaction.Tx(), r.params.Key}
-	response, err := fn(ctx, &r.tx)
+	answer, err := fn(ctx, &r.tx)
 	if err == nil {
-		err = response.Validate()
+		err = answer.Response.Validate()
 	}
 	if cause := transaction.Cause(err); cause != nil {
 		if transaction.Tx().Conn().IsClosed() && endedIdle(cause) {
@@ -123,7 +110,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		transaction.Rollback(ctx)
 		return r.afterFailure(ctx, cause)
 	}
-	if response.RolledBack {
+	if answer.UndoWrites {
 		// A new transaction: fn's may have been aborted by an SQL error, which
 		// is what it wants recorded.
 		transaction.Rollback(ctx)
@@ -131,11 +118,11 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 			return r.store.open(ctx, r.store.db, &r.store.options, func(batch *pgx.Batch) { r.queueTryLock(ctx, batch) })
 		})
 		if err != nil {
-			return nil, false, r.explain(err)
+			return nil, r.explain(err)
 		}
 		defer transaction.Rollback(ctx)
 	}
-	return r.finish(ctx, transaction, response)
+	return r.finish(ctx, transaction, answer.Response)
 }
 
 // begin opens a transaction once there is a server to open it on.
@@ -211,7 +198,7 @@ func (r *run) queueTryLock(ctx context.Context, batch *pgx.Batch) *db.KeyTryLock
 
 // finish writes the finished row and commits, in one flight. Where the row
 // cannot be written the server skips the commit.
-func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, response *idempotency.Response) (*idempotency.Outcome, bool, error) {
+func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, response *idempotency.Response) (*idempotency.Outcome, error) {
 	var written *db.KeyInsertCompletedRow
 	r.insertErr = errNotSent
 	sent := time.Now()
@@ -219,7 +206,7 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 		written = r.queueInsert(ctx, batch, response)
 	})
 	if err == nil {
-		return r.finished(response, written), true, nil
+		return r.finished(response, written), nil
 	}
 	ambiguous, isAmbiguous := errors.AsType[*txhelper.AmbiguousCommitError](err)
 	switch {
@@ -240,11 +227,11 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 		return r.afterFailure(ctx, errTryAgain)
 	case says(err, beganText) && says(err, uuid(r.claimID).String()):
 		// The mark is there, with another table's oid.
-		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: ErrTableMoved}
+		return nil, &idempotency.KeyError{Key: r.params.Key, Err: ErrTableMoved}
 	case says(err, beganText):
 		return r.afterFailure(ctx, txhelper.ErrEnded)
 	case says(err, suppressedText):
-		return nil, false, &idempotency.KeyError{Key: r.params.Key, Err: ErrRowSuppressed}
+		return nil, &idempotency.KeyError{Key: r.params.Key, Err: ErrRowSuppressed}
 	default:
 		return r.afterFailure(ctx, r.explain(err))
 	}
@@ -265,7 +252,7 @@ func (r *run) finished(response *idempotency.Response, written *db.KeyInsertComp
 		Fingerprint: r.params.Fingerprint, Response: &f.response,
 		CreatedAt: at, UpdatedAt: at, ExpiresAt: at.Add(ttl),
 	}
-	f.outcome = idempotency.Outcome{State: idempotency.Completed, Record: &f.record}
+	f.outcome = idempotency.Outcome{State: idempotency.Completed, Record: &f.record, Executed: true}
 	return &f.outcome
 }
 
@@ -306,13 +293,13 @@ func (r *run) inserted(err error) error {
 // afterFailure looks, in a fresh snapshot, whether a rival has answered
 // meanwhile, and otherwise returns cause. Nothing of this try is committed,
 // unless cause is txhelper.ErrEnded.
-func (r *run) afterFailure(ctx context.Context, cause error) (*idempotency.Outcome, bool, error) {
+func (r *run) afterFailure(ctx context.Context, cause error) (*idempotency.Outcome, error) {
 	if errors.Is(cause, txhelper.ErrOwned) || errors.Is(cause, txhelper.ErrEnded) {
-		return nil, false, cause // a mistake in fn, which a replay would hide
+		return nil, cause // a mistake in fn, which a replay would hide
 	}
 	found, err := r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)
 	if err != nil || !found.live() {
-		return nil, false, cause //nolint:nilerr // cause is what went wrong; the look was an extra.
+		return nil, cause //nolint:nilerr // cause is what went wrong; the look was an extra.
 	}
 	outcome, err := found.outcome(r.params.Fingerprint)
 	return r.replay(ctx, found, outcome, err)

@@ -209,12 +209,12 @@ func (e *leftNothingError) Error() string {
 
 // unavailable is the error for the caller, who may call again, where ctx is the
 // call's. A Run around this one must not take it for its own.
-func (e *leftNothingError) unavailable(ctx context.Context, key idempotency.Key) error {
+func (e *leftNothingError) unavailable(ctx context.Context) error {
 	err := fmt.Errorf("%w: the connection was lost at COMMIT, which has left nothing: %w", idempotency.ErrUnavailable, e.cause)
 	if cause := context.Cause(ctx); cause != nil {
 		err = fmt.Errorf("%w: gave up trying again: %w", err, cause)
 	}
-	return &idempotency.KeyError{Key: key, Err: err}
+	return err
 }
 
 // runsAgain reports whether err is a commit that left nothing and may be tried

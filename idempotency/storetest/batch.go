@@ -240,7 +240,7 @@ func (t *txSuite[TTx]) batchBodies() {
 	tx := t.open()
 	batch := t.beginMany(tx, params)
 	for _, item := range batch.Items {
-		item.Response = &idempotency.Response{Type: "é " + item.Key.ID, Body: bodies[item.Key.ID], RolledBack: true}
+		item.Response = &idempotency.Response{Type: "é " + item.Key.ID, Body: bodies[item.Key.ID]}
 	}
 	if err := batch.Complete(t.Context()); err != nil {
 		t.Fatal(err)

@@ -20,8 +20,8 @@ func runCases[TTx any]() []testCase[*txSuite[TTx]] {
 		{"run is undone by a panic that keeps its value", (*txSuite[TTx]).runPanic},
 		{"run is undone by runtime.Goexit", (*txSuite[TTx]).runGoexit},
 		{"run refuses a bad response", (*txSuite[TTx]).runBadResponse},
-		{"run records a rolled back response without its effect", (*txSuite[TTx]).runRolledBack},
-		{"run records a rolled back response after a lost claim", (*txSuite[TTx]).runRolledBackLost},
+		{"run undoes the writes and records the response", (*txSuite[TTx]).runUndoneWrites},
+		{"run undoes the writes after a lost claim and records the response", (*txSuite[TTx]).runUndoneWritesLost},
 		{"run does not commit over a lost claim that was ignored", (*txSuite[TTx]).runIgnoredLoss},
 		{"run does not commit a forgotten completion", (*txSuite[TTx]).runForgotten},
 		{"run of one key by many takes effect once", (*txSuite[TTx]).runMany},
@@ -36,28 +36,30 @@ func runCases[TTx any]() []testCase[*txSuite[TTx]] {
 	}
 }
 
-type runFunc[TTx any] func(ctx context.Context, tx TTx) (*idempotency.Response, error)
+type runFunc[TTx any] func(ctx context.Context, tx TTx) (idempotency.Answer, error)
+
+func answer(body string) idempotency.Answer { return idempotency.Answer{Response: response(body)} }
 
 // run runs and checks what came of it.
 func (t *txSuite[TTx]) run(params *idempotency.BeginParams, wantExecuted bool, fn runFunc[TTx]) *idempotency.Record {
 	t.Helper()
-	outcome, executed, err := t.h.Store.Run(t.Context(), params, fn)
+	outcome, err := t.h.Store.Run(t.Context(), params, fn)
 	if err != nil {
 		t.Fatalf("Run: %v", err)
 	}
 	t.checkOutcome(outcome, idempotency.Completed)
-	if executed != wantExecuted {
-		t.Fatalf("Run executed: %t; want %t", executed, wantExecuted)
+	if outcome.Executed != wantExecuted {
+		t.Fatalf("Run executed: %t; want %t", outcome.Executed, wantExecuted)
 	}
 	return outcome.Record
 }
 
 func (t *txSuite[TTx]) runErr(params *idempotency.BeginParams, want error, fn runFunc[TTx]) {
 	t.Helper()
-	outcome, executed, err := t.h.Store.Run(t.Context(), params, fn)
+	outcome, err := t.h.Store.Run(t.Context(), params, fn)
 	t.wantErr("Run", err, want)
-	if executed || outcome != nil && outcome.State == idempotency.Completed {
-		t.Fatalf("a failed Run executed: %t, outcome %+v", executed, outcome)
+	if outcome != nil && outcome.State == idempotency.Completed {
+		t.Fatalf("a failed Run gave %+v", outcome)
 	}
 }
 
@@ -71,16 +73,16 @@ func (t *txSuite[TTx]) runUndone(id string) {
 }
 
 // affect returns a function that writes an effect and answers.
-func (t *txSuite[TTx]) affect(name string, answer *idempotency.Response) runFunc[TTx] {
-	return func(ctx context.Context, tx TTx) (*idempotency.Response, error) {
-		return answer, t.h.Effect(ctx, tx, t.effectName(name))
+func (t *txSuite[TTx]) affect(name string, response *idempotency.Response) runFunc[TTx] {
+	return func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
+		return idempotency.Answer{Response: response}, t.h.Effect(ctx, tx, t.effectName(name))
 	}
 }
 
 func (t *txSuite[TTx]) mustNotExecute() runFunc[TTx] {
-	return func(context.Context, TTx) (*idempotency.Response, error) {
+	return func(context.Context, TTx) (idempotency.Answer, error) {
 		t.Error("Run called its function")
-		return response("no"), nil
+		return answer("no"), nil
 	}
 }
 
@@ -110,8 +112,8 @@ func (t *txSuite[TTx]) runBodies() {
 }
 
 func (t *txSuite[TTx]) runError() {
-	t.runErr(t.txParams("a"), errBusiness, func(ctx context.Context, tx TTx) (*idempotency.Response, error) {
-		return response("no"), errors.Join(t.h.Effect(ctx, tx, t.effectName("a")), errBusiness)
+	t.runErr(t.txParams("a"), errBusiness, func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
+		return answer("no"), errors.Join(t.h.Effect(ctx, tx, t.effectName("a")), errBusiness)
 	})
 	t.runUndone("a")
 }
@@ -124,9 +126,9 @@ func (t *txSuite[TTx]) runPanic() {
 				t.Errorf("Run panicked with %v; want the value of its function", recovered)
 			}
 		}()
-		_, _, err := t.h.Store.Run(t.Context(), t.txParams("a"), func(ctx context.Context, tx TTx) (*idempotency.Response, error) {
+		_, err := t.h.Store.Run(t.Context(), t.txParams("a"), func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
 			if err := t.h.Effect(ctx, tx, t.effectName("a")); err != nil {
-				return nil, err
+				return idempotency.Answer{}, err
 			}
 			panic(value)
 		})
@@ -138,12 +140,12 @@ func (t *txSuite[TTx]) runPanic() {
 func (t *txSuite[TTx]) runGoexit() {
 	var group sync.WaitGroup
 	group.Go(func() {
-		_, _, err := t.h.Store.Run(t.Context(), t.txParams("a"), func(ctx context.Context, tx TTx) (*idempotency.Response, error) {
+		_, err := t.h.Store.Run(t.Context(), t.txParams("a"), func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
 			if err := t.h.Effect(ctx, tx, t.effectName("a")); err != nil {
-				return nil, err
+				return idempotency.Answer{}, err
 			}
 			runtime.Goexit()
-			return nil, nil
+			return idempotency.Answer{}, nil
 		})
 		t.Errorf("Run returned %v; want the goroutine to end", err)
 	})
@@ -158,19 +160,19 @@ func (t *txSuite[TTx]) runBadResponse() {
 	t.runUndone("a")
 }
 
-func (t *txSuite[TTx]) runRolledBack() {
-	want := &idempotency.Response{Type: "error:declined", Body: []byte("why"), RolledBack: true}
-	t.checkAnswer(t.run(t.txParams("a"), true, func(ctx context.Context, tx TTx) (*idempotency.Response, error) {
+func (t *txSuite[TTx]) runUndoneWrites() {
+	want := &idempotency.Response{Type: "error:declined", Body: []byte("why")}
+	t.checkAnswer(t.run(t.txParams("a"), true, func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
 		if err := t.h.Effect(ctx, tx, t.effectName("a")); err != nil {
-			return nil, err
+			return idempotency.Answer{}, err
 		}
 		verbs := t.h.Store.WithTx(tx)
 		outcome, err := verbs.Begin(ctx, t.txParams("inner"))
 		if err != nil {
-			return nil, err
+			return idempotency.Answer{}, err
 		}
 		_, err = verbs.Complete(ctx, outcome.Claim, response("undone"))
-		return want, err
+		return idempotency.Answer{Response: want, UndoWrites: true}, err
 	}), want)
 	t.effects("a", 0)
 	t.notFound(t.store, "inner")
@@ -178,40 +180,40 @@ func (t *txSuite[TTx]) runRolledBack() {
 	t.checkAnswer(t.run(t.txParams("a"), false, t.mustNotExecute()), want)
 }
 
-func (t *txSuite[TTx]) runRolledBackLost() {
-	want := &idempotency.Response{Type: "error:declined", RolledBack: true}
+func (t *txSuite[TTx]) runUndoneWritesLost() {
+	want := &idempotency.Response{Type: "error:declined"}
 	unknown := &idempotency.Claim{Key: t.key("unknown"), ID: idempotency.NewClaimID(), Attempt: 1, TTL: longTTL}
-	t.checkAnswer(t.run(t.txParams("a"), true, func(ctx context.Context, tx TTx) (*idempotency.Response, error) {
+	t.checkAnswer(t.run(t.txParams("a"), true, func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
 		_, err := t.h.Store.WithTx(tx).Complete(ctx, unknown, response("lost"))
 		if !errors.Is(err, idempotency.ErrClaimLost) {
 			t.Errorf("Complete returned %v; want ErrClaimLost", err)
 		}
-		return want, nil
+		return idempotency.Answer{Response: want, UndoWrites: true}, nil
 	}), want)
 }
 
 func (t *txSuite[TTx]) runIgnoredLoss() {
 	unknown := &idempotency.Claim{Key: t.key("unknown"), ID: idempotency.NewClaimID(), Attempt: 1, TTL: longTTL}
-	_, executed, err := t.h.Store.Run(t.Context(), t.txParams("a"), func(ctx context.Context, tx TTx) (*idempotency.Response, error) {
+	_, err := t.h.Store.Run(t.Context(), t.txParams("a"), func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
 		err := t.h.Effect(ctx, tx, t.effectName("a"))
 		_, _ = t.h.Store.WithTx(tx).Complete(ctx, unknown, response("lost"))
-		return response("no"), err
+		return answer("no"), err
 	})
-	if err == nil || executed {
+	if err == nil {
 		t.Fatal("Run committed although a claim was lost in it")
 	}
 	t.runUndone("a")
 }
 
 func (t *txSuite[TTx]) runForgotten() {
-	_, executed, err := t.h.Store.Run(t.Context(), t.txParams("a"), func(ctx context.Context, tx TTx) (*idempotency.Response, error) {
+	_, err := t.h.Store.Run(t.Context(), t.txParams("a"), func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
 		if err := t.h.Effect(ctx, tx, t.effectName("a")); err != nil {
-			return nil, err
+			return idempotency.Answer{}, err
 		}
 		_, err := t.h.Store.WithTx(tx).Begin(ctx, t.txParams("forgotten"))
-		return response("no"), err
+		return answer("no"), err
 	})
-	if err == nil || executed {
+	if err == nil {
 		t.Fatal("Run committed a key that was begun and not completed")
 	}
 	t.free("forgotten")
@@ -227,7 +229,7 @@ func (t *txSuite[TTx]) runMany() {
 			ticker := time.NewTicker(pollInterval)
 			defer ticker.Stop()
 			for deadline := time.Now().Add(pollDeadline); time.Now().Before(deadline); <-ticker.C {
-				outcome, executed, err := t.h.Store.Run(t.Context(), t.txParams("a"), t.affect("a", response("done")))
+				outcome, err := t.h.Store.Run(t.Context(), t.txParams("a"), t.affect("a", response("done")))
 				if err != nil {
 					t.Errorf("Run: %v", err)
 					return
@@ -240,7 +242,7 @@ func (t *txSuite[TTx]) runMany() {
 				}
 				mu.Lock()
 				defer mu.Unlock()
-				if executed {
+				if outcome.Executed {
 					executions++
 				}
 				return
@@ -260,18 +262,18 @@ func (t *txSuite[TTx]) runHeld() {
 	t.begin(tx, t.txParams("tx"), idempotency.New)
 	t.claim("lease")
 	for _, id := range []string{"tx", "lease"} {
-		outcome, executed, err := t.h.Store.Run(t.Context(), t.txParams(id), t.mustNotExecute())
-		if err != nil || executed {
-			t.Fatalf("Run executed: %t, %v; want an outcome in progress", executed, err)
+		outcome, err := t.h.Store.Run(t.Context(), t.txParams(id), t.mustNotExecute())
+		if err != nil || outcome.Executed {
+			t.Fatalf("Run gave %+v, %v; want an outcome in progress", outcome, err)
 		}
 		t.checkOutcome(outcome, idempotency.InProgress)
 	}
 }
 
 func (t *txSuite[TTx]) runHolds() {
-	t.run(t.txParams("a"), true, func(ctx context.Context, _ TTx) (*idempotency.Response, error) {
-		outcome, executed, err := t.h.Store.Run(ctx, t.txParams("a"), t.mustNotExecute())
-		if err != nil || executed || outcome.State != idempotency.InProgress {
+	t.run(t.txParams("a"), true, func(ctx context.Context, _ TTx) (idempotency.Answer, error) {
+		outcome, err := t.h.Store.Run(ctx, t.txParams("a"), t.mustNotExecute())
+		if err != nil || outcome.Executed || outcome.State != idempotency.InProgress {
 			t.Errorf("a second Run gave %+v, %v; want in progress", outcome, err)
 		}
 		if outcome, err := t.store.Begin(ctx, t.params("a")); err != nil || outcome.State != idempotency.InProgress {
@@ -280,7 +282,7 @@ func (t *txSuite[TTx]) runHolds() {
 		if _, err := t.store.Get(ctx, t.key("a")); !errors.Is(err, idempotency.ErrNotFound) {
 			t.Errorf("Get gave %v; want ErrNotFound", err)
 		}
-		return response("done"), nil
+		return answer("done"), nil
 	})
 }
 
@@ -288,11 +290,8 @@ func (t *txSuite[TTx]) runMismatch() {
 	t.run(t.txParams("a"), true, t.affect("a", response("secret")))
 	params := t.txParams("a")
 	params.Fingerprint = otherFingerprint
-	outcome, executed, err := t.h.Store.Run(t.Context(), params, t.mustNotExecute())
+	outcome, err := t.h.Store.Run(t.Context(), params, t.mustNotExecute())
 	t.wantMismatch(outcome, err, "a")
-	if executed {
-		t.Fatal("Run executed")
-	}
 	t.effects("a", 1)
 }
 
@@ -329,10 +328,10 @@ func (t *txSuite[TTx]) runMisused(end func(ctx context.Context, tx TTx) error) {
 		t.Skip("the harness has no such method")
 	}
 	// Even a function that ignores the refusal and answers is not committed.
-	for _, answer := range []*idempotency.Response{response("no"), {Type: "error:no", RolledBack: true}} {
-		t.runErr(t.txParams("a"), idempotency.ErrOwned, func(ctx context.Context, tx TTx) (*idempotency.Response, error) {
+	for _, answer := range []idempotency.Answer{answer("no"), {Response: &idempotency.Response{Type: "error:no"}, UndoWrites: true}} {
+		t.runErr(t.txParams("a"), idempotency.ErrOwned, func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
 			if err := t.h.Effect(ctx, tx, t.effectName("a")); err != nil {
-				return nil, err
+				return idempotency.Answer{}, err
 			}
 			if err := end(ctx, tx); !errors.Is(err, idempotency.ErrOwned) {
 				t.Errorf("the transaction ended with %v; want ErrOwned", err)
@@ -345,9 +344,9 @@ func (t *txSuite[TTx]) runMisused(end func(ctx context.Context, tx TTx) error) {
 
 func (t *txSuite[TTx]) runDead() {
 	var kept TTx
-	t.run(t.txParams("a"), true, func(_ context.Context, tx TTx) (*idempotency.Response, error) {
+	t.run(t.txParams("a"), true, func(_ context.Context, tx TTx) (idempotency.Answer, error) {
 		kept = tx
-		return response("done"), nil
+		return answer("done"), nil
 	})
 	t.wantDead(kept)
 	if t.h.Commit != nil && t.h.Commit(t.Context(), kept) == nil {

@@ -80,7 +80,7 @@ func (t *txSuite[TTx]) savepointUncompletes() {
 		return errBusiness
 	})
 	t.get(tx, "a", idempotency.InProgress)
-	t.complete(tx, claim, &idempotency.Response{Type: "error:declined", RolledBack: true})
+	t.complete(tx, claim, &idempotency.Response{Type: "error:declined"})
 	t.commit(tx)
 	t.get(t.store, "a", idempotency.Completed)
 }
@@ -127,14 +127,14 @@ func (t *txSuite[TTx]) savepointNests() {
 }
 
 func (t *txSuite[TTx]) savepointInRun() {
-	t.run(t.txParams("a"), true, func(ctx context.Context, tx TTx) (*idempotency.Response, error) {
+	t.run(t.txParams("a"), true, func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
 		err := t.h.Store.Savepoint(ctx, tx, func(ctx context.Context, tx TTx) error {
 			return errors.Join(t.h.Effect(ctx, tx, t.effectName("undone")), errBusiness)
 		})
 		if !errors.Is(err, errBusiness) {
-			return nil, err
+			return idempotency.Answer{}, err
 		}
-		return response("done"), t.h.Effect(ctx, tx, t.effectName("kept"))
+		return answer("done"), t.h.Effect(ctx, tx, t.effectName("kept"))
 	})
 	t.effects("undone", 0)
 	t.effects("kept", 1)

@@ -36,7 +36,7 @@ func Run(t *testing.T, newStore func(t *testing.T) idempotency.Store) {
 // may share a database.
 func RunTx[TTx any](t *testing.T, newHarness func(t *testing.T) Harness[TTx]) {
 	t.Helper()
-	for _, cases := range [][]testCase[*txSuite[TTx]]{txCases[TTx](), batchCases[TTx](), runCases[TTx](), savepointCases[TTx]()} {
+	for _, cases := range [][]testCase[*txSuite[TTx]]{txCases[TTx](), batchCases[TTx](), runCases[TTx](), savepointCases[TTx](), transactCases[TTx]()} {
 		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()

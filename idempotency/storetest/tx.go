@@ -359,9 +359,9 @@ func (t *txSuite[TTx]) txTakeover() {
 
 func (t *txSuite[TTx]) txBadParams() {
 	tx := t.open()
-	fn := func(context.Context, TTx) (*idempotency.Response, error) {
+	fn := func(context.Context, TTx) (idempotency.Answer, error) {
 		t.Error("Run called its function with bad parameters")
-		return response("no"), nil
+		return answer("no"), nil
 	}
 	for _, bad := range append(badParamsOfAll(),
 		badParams{"a lease", "Lease", func(p *idempotency.BeginParams) { p.Lease = longLease }}) {
@@ -369,7 +369,7 @@ func (t *txSuite[TTx]) txBadParams() {
 		bad.spoil(params)
 		_, err := tx.Begin(t.Context(), params)
 		t.wantParamErr("Begin with "+bad.name, err, bad.field)
-		_, _, err = t.h.Store.Run(t.Context(), params, fn)
+		_, err = t.h.Store.Run(t.Context(), params, fn)
 		t.wantParamErr("Run with "+bad.name, err, bad.field)
 	}
 	claim := t.begin(tx, t.txParams("a"), idempotency.New).Claim

@@ -201,7 +201,7 @@ func (t *suite) bodies() {
 
 func (t *suite) types() {
 	for _, name := range []string{"none", "bytes", "json:payments.Charge", "error:card_declined", "é", strings.Repeat("t", 255)} {
-		want := &idempotency.Response{Type: name, Body: []byte("x"), RolledBack: true}
+		want := &idempotency.Response{Type: name, Body: []byte("x")}
 		t.complete(t.store, t.claim(name[:min(len(name), 200)]), want)
 		t.checkAnswer(t.get(t.store, name[:min(len(name), 200)], idempotency.Completed), want)
 	}

@@ -80,8 +80,8 @@ func (c *call) travelBack(drawn fault) {
 
 // Run is asked by a call of this world, or by nobody it knows.
 func (s *faultyStore) Run(ctx context.Context, params *idempotency.BeginParams,
-	fn func(ctx context.Context, tx *memstore.Tx) (*idempotency.Response, error),
-) (outcome *idempotency.Outcome, executed bool, err error) {
+	fn func(ctx context.Context, tx *memstore.Tx) (idempotency.Answer, error),
+) (outcome *idempotency.Outcome, err error) {
 	c := callOf(ctx)
 	began := time.Now()
 	ran := false
@@ -93,22 +93,22 @@ func (s *faultyStore) Run(ctx context.Context, params *idempotency.BeginParams,
 	}()
 	drawn := c.draw(slowCall, slowReply, refused, lostReply, undone, ghost, ghostUndone, rerun)
 	if err := c.travel(ctx, drawn); err != nil {
-		return nil, false, err
+		return nil, err
 	}
 
 	held := s.world.hold(c)
 	defer held.end()
-	watched := func(ctx context.Context, tx *memstore.Tx) (*idempotency.Response, error) {
+	watched := func(ctx context.Context, tx *memstore.Tx) (idempotency.Answer, error) {
 		held.confirm()
 		if !ran {
 			ran = true
 			c.asking = append(c.asking, span{began, time.Now()})
 		}
-		response, err := fn(ctx, tx)
+		answer, err := fn(ctx, tx)
 		if err == nil {
 			time.Sleep(within(c.random, 200*time.Microsecond)) // on the way to its commit
 		}
-		return response, err
+		return answer, err
 	}
 	switch drawn {
 	case undone, ghost, ghostUndone:
@@ -117,12 +117,13 @@ func (s *faultyStore) Run(ctx context.Context, params *idempotency.BeginParams,
 		outcome, first, err := s.runUndone(ctx, params, watched)
 		if !first {
 			c.travelBack(drawn)
-			return outcome, false, err
+			return outcome, err
 		}
 		c.faults[rerun] = true
 		time.Sleep(c.lateness())
 	}
-	outcome, executed, err = s.Store.Run(ctx, params, watched)
+	outcome, err = s.Store.Run(ctx, params, watched)
+	executed := err == nil && outcome.Executed
 	if executed {
 		s.world.answer(c, outcome.Record)
 	}
@@ -130,13 +131,13 @@ func (s *faultyStore) Run(ctx context.Context, params *idempotency.BeginParams,
 	c.travelBack(drawn)
 	switch {
 	case drawn != lostReply || err != nil:
-		return outcome, executed, err
+		return outcome, err
 	case executed:
 		c.faults[lostReply] = true
-		return nil, false, unknownOutcome(params.Key)
+		return nil, unknownOutcome(params.Key)
 	default:
 		c.faults[lostReply] = true
-		return nil, false, errInjected
+		return nil, errInjected
 	}
 }
 
@@ -147,7 +148,7 @@ func unknownOutcome(key idempotency.Key) error {
 // runByHand is Run up to its commit, which is left to the caller. A nil record
 // means that there is nothing to commit.
 func (s *faultyStore) runByHand(ctx context.Context, tx *memstore.Tx, params *idempotency.BeginParams,
-	fn func(ctx context.Context, tx *memstore.Tx) (*idempotency.Response, error),
+	fn func(ctx context.Context, tx *memstore.Tx) (idempotency.Answer, error),
 ) (outcome *idempotency.Outcome, record *idempotency.Record, err error) {
 	verbs := s.Store.WithTx(tx)
 	outcome, err = verbs.Begin(ctx, params)
@@ -155,10 +156,10 @@ func (s *faultyStore) runByHand(ctx context.Context, tx *memstore.Tx, params *id
 		return outcome, nil, err
 	}
 	errUndo := errors.New("sim: undo")
-	var response *idempotency.Response
+	var answer idempotency.Answer
 	err = s.Savepoint(ctx, tx, func(ctx context.Context, tx *memstore.Tx) (err error) {
-		response, err = fn(ctx, tx)
-		if err == nil && response.RolledBack {
+		answer, err = fn(ctx, tx)
+		if err == nil && answer.UndoWrites {
 			return errUndo
 		}
 		return err
@@ -166,14 +167,14 @@ func (s *faultyStore) runByHand(ctx context.Context, tx *memstore.Tx, params *id
 	if err != nil && !errors.Is(err, errUndo) {
 		return nil, nil, err
 	}
-	record, err = verbs.Complete(ctx, outcome.Claim, response)
+	record, err = verbs.Complete(ctx, outcome.Claim, answer.Response)
 	return outcome, record, err
 }
 
 // runUnknown runs the function and loses the commit, in one of three ways.
 func (s *faultyStore) runUnknown(ctx context.Context, c *call, params *idempotency.BeginParams, held *hold, how fault,
-	fn func(ctx context.Context, tx *memstore.Tx) (*idempotency.Response, error),
-) (outcome *idempotency.Outcome, executed bool, err error) {
+	fn func(ctx context.Context, tx *memstore.Tx) (idempotency.Answer, error),
+) (outcome *idempotency.Outcome, err error) {
 	tx := s.NewTx()
 	left := false
 	defer func() {
@@ -184,7 +185,7 @@ func (s *faultyStore) runUnknown(ctx context.Context, c *call, params *idempoten
 	outcome, record, err := s.runByHand(ctx, tx, params, fn)
 	if record == nil {
 		c.travelBack(how)
-		return outcome, false, err
+		return outcome, err
 	}
 	c.faults[how] = true
 	c.expires = record.ExpiresAt
@@ -196,12 +197,12 @@ func (s *faultyStore) runUnknown(ctx context.Context, c *call, params *idempoten
 	} else {
 		s.world.haunt(ctx, c, tx, record, held, how == ghost)
 	}
-	return nil, false, unknownOutcome(params.Key)
+	return nil, unknownOutcome(params.Key)
 }
 
 // runUndone runs the function once in vain, as before a retry.
 func (s *faultyStore) runUndone(ctx context.Context, params *idempotency.BeginParams,
-	fn func(ctx context.Context, tx *memstore.Tx) (*idempotency.Response, error),
+	fn func(ctx context.Context, tx *memstore.Tx) (idempotency.Answer, error),
 ) (outcome *idempotency.Outcome, ran bool, err error) {
 	tx := s.NewTx()
 	defer func() { _ = tx.Rollback(ctx) }()

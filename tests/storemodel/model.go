@@ -336,20 +336,21 @@ func (m *machine[TTx]) run(t *rapid.T) {
 	if m.wouldBlock(nil, params.Key, idempotency.ClaimID{}) {
 		t.Skip("it would wait")
 	}
-	response.RolledBack = rapid.Bool().Draw(t, "rolled back")
+	undo := rapid.Bool().Draw(t, "undo writes")
 	fails := rapid.IntRange(0, 3).Draw(t, "fails") == 0
 	errFails := errors.New("the function fails")
 	name, ran := m.newEffect(), false
-	outcome, executed, err := m.h.Store.Run(t.Context(), params, func(ctx context.Context, tx TTx) (*idempotency.Response, error) {
+	outcome, err := m.h.Store.Run(t.Context(), params, func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
 		ran = true
 		if err := m.h.Effect(ctx, tx, name); err != nil {
-			return nil, err
+			return idempotency.Answer{}, err
 		}
 		if fails {
-			return nil, errFails
+			return idempotency.Answer{}, errFails
 		}
-		return response, nil
+		return idempotency.Answer{Response: response, UndoWrites: undo}, nil
 	})
+	executed := outcome != nil && outcome.Executed
 	free := m.judgeBegin(t, nil, params, outcome, err)
 	if ran != free || executed != (free && !fails) {
 		t.Fatalf("the key was free: %t; the function ran: %t, and was committed: %t", free, ran, executed)
@@ -361,7 +362,7 @@ func (m *machine[TTx]) run(t *rapid.T) {
 		if err != nil || outcome.State != idempotency.Completed {
 			t.Fatalf("%+v, %v; want the answer", outcome, err)
 		}
-		if !response.RolledBack {
+		if !undo {
 			m.effects[name] = 1
 		}
 		attempt := 1
@@ -569,7 +570,7 @@ func sameRecord(t *rapid.T, record *idempotency.Record, want entry) {
 		return
 	}
 	body := record.Response.Body
-	if record.Response.Type != want.response.Type || !bytes.Equal(body, want.response.Body) || (body == nil) != (want.response.Body == nil) || record.Response.RolledBack {
+	if record.Response.Type != want.response.Type || !bytes.Equal(body, want.response.Body) || (body == nil) != (want.response.Body == nil) {
 		t.Fatalf("response %s %#v; want %s %#v", record.Response.Type, body, want.response.Type, want.response.Body)
 	}
 	spoil(body)

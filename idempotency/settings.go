@@ -1,0 +1,39 @@
+package idempotency
+
+// settings is a Config with its defaults filled in, and what a client makes of
+// it. Its address is the client's identity.
+type settings struct {
+	Config
+	// storedKey is what Config.KeySecret has become.
+	storedKey func(Key) Key
+}
+
+func newSettings(config *Config) (*settings, error) {
+	withDefaults, err := config.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	s := &settings{Config: withDefaults, storedKey: withDefaults.KeySecret.keyMapper()}
+	s.KeySecret = nil // nothing asks for it any more
+	return s, nil
+}
+
+func (s *settings) beginParams(params *Params) (*BeginParams, error) {
+	begin := &BeginParams{}
+	if err := s.fillBeginParams(begin, params); err != nil {
+		return nil, err
+	}
+	return begin, nil
+}
+
+func (s *settings) fillBeginParams(begin *BeginParams, params *Params) error {
+	if err := params.validate(); err != nil {
+		return err
+	}
+	ttl := params.TTL
+	if ttl == 0 {
+		ttl = s.TTL
+	}
+	*begin = BeginParams{Key: s.storedKey(params.Key), Fingerprint: params.Fingerprint, TTL: ttl}
+	return nil
+}
