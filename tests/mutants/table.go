@@ -210,7 +210,7 @@ var table = []mutant{
 	},
 	{
 		name: "the context of a finished operation holds its key", breaks: honest,
-		edits: []edit{{"idempotency/do.go", "defer h.running.Store(false)", "defer h.running.Store(true)"}},
+		edits: []edit{{"idempotency/nesting.go", "func() { h.running.Store(false) }", "func() { h.running.Store(true) }"}},
 		test:  "TestContextOfAnOperationThatHasReturned", pkg: "idempotency",
 	},
 
@@ -280,7 +280,7 @@ var table = []mutant{
 	},
 	{
 		name: "the store has the id that a secret should hide", breaks: secret,
-		edits: []edit{{"idempotency/client.go", "Key: c.storedKey(params.Key)", "Key: params.Key"}},
+		edits: []edit{{"idempotency/settings.go", "Key: s.storedKey(params.Key)", "Key: params.Key"}},
 		test:  "TestKeySecret", pkg: "idempotency",
 	},
 	{
@@ -523,7 +523,7 @@ var table = []mutant{
 		name: "no rollback after a panic", breaks: neutral,
 		edits: []edit{
 			{runFile, "\tdefer transaction.Rollback(ctx)\n\n\tif lookInside", "\tdone := true\n\tdefer func() {\n\t\tif done {\n\t\t\ttransaction.Rollback(ctx)\n\t\t}\n\t}()\n\n\tif lookInside"},
-			{runFile, "\tresponse, err := fn(ctx, &r.tx)\n", "\tdone = false\n\tresponse, err := fn(ctx, &r.tx)\n\tdone = true\n"},
+			{runFile, "\tanswer, err := fn(ctx, &r.tx)\n", "\tdone = false\n\tanswer, err := fn(ctx, &r.tx)\n\tdone = true\n"},
 		},
 		test: "TestGoexitAndPanicFreeTheKey",
 	},
@@ -539,7 +539,7 @@ var table = []mutant{
 	},
 	{
 		name: "a key may be begun inside its own Do", breaks: honest,
-		edits: []edit{{"idempotency/do.go", "if h.config == c && h.key == key &&", "if h.config == nil && h.key == key &&"}},
+		edits: []edit{{"idempotency/nesting.go", "if h.settings == s && h.key == key &&", "if h.settings == nil && h.key == key &&"}},
 		test:  "TestNestedDoOnTheSameKey",
 	},
 	{
@@ -581,7 +581,7 @@ var table = []mutant{
 	},
 	{
 		name: "a tracer is not told that the function did not return", breaks: honest,
-		edits: []edit{{"idempotency/do.go", "state, replayed, err = 0, false, ErrNotReturned", "state, replayed = 0, false"}},
+		edits: []edit{{"idempotency/operation.go", "o.state, replayed, err = 0, false, ErrNotReturned", "o.state, replayed = 0, false"}},
 		test:  "TestTracerOfAFunctionThatDoesNotReturn", pkg: "idempotency",
 	},
 	{
@@ -595,17 +595,17 @@ var table = []mutant{
 	},
 	{
 		name: "the effect of a final error stays", breaks: together,
-		edits: []edit{{"idempotency/final.go", "Body: body, RolledBack: true}", "Body: body, RolledBack: false}"}},
+		edits: []edit{{"idempotency/final.go", "Body: body}, UndoWrites: true}", "Body: body}, UndoWrites: false}"}},
 		test:  "TestFinalErrorIsRecordedOnce",
 	},
 	{
 		name: "a final error that is not listed is recorded", breaks: honest,
-		edits: []edit{{"idempotency/final.go", "\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: nothing was recorded", "\tif true {\n\t\treturn &Response{Type: TypeErrorPrefix + \"other\", RolledBack: true}, nil\n\t}\n\treturn nil, &KeyError{Key: key, Err: fmt.Errorf(\"%w: nothing was recorded"}},
+		edits: []edit{{"idempotency/final.go", "\treturn Answer{}, &KeyError{Key: key, Err: fmt.Errorf(\"%w: nothing was recorded", "\tif true {\n\t\treturn Answer{&Response{Type: TypeErrorPrefix + \"other\"}, true}, nil\n\t}\n\treturn Answer{}, &KeyError{Key: key, Err: fmt.Errorf(\"%w: nothing was recorded"}},
 		test:  "TestUnlistedFinalErrorRollsBackAndSaysSo",
 	},
 	{
 		name: "an answer that nobody can read is committed", breaks: faithful,
-		edits: []edit{{"idempotency/do.go", "\t_, err = answer(config, o.codec, &Record{Key: o.begin.Key, Response: response}, false)\n\tif err != nil && !isFinal(err) {", "\t_, err = answer(config, o.codec, &Record{Key: o.begin.Key, Response: response}, false)\n\tif err != nil && isFinal(err) && response == nil {"}},
+		edits: []edit{{"idempotency/do.go", "if o.givenErr != nil && !isFinal(o.givenErr) {", "if o.givenErr != nil && isFinal(o.givenErr) && answer.Response == nil {"}},
 		test:  "TestAnswerThatCannotBeReadBackRollsBack",
 	},
 	{
@@ -620,7 +620,7 @@ var table = []mutant{
 	},
 	{
 		name: "an answer of any size is recorded", breaks: bounded,
-		edits: []edit{{"idempotency/do.go", "if err := response.validateSize(config.MaxResponseSize); err != nil {", "if err := response.validateSize(1 << 30); err != nil {"}},
+		edits: []edit{{"idempotency/operation.go", "answer.Response.validateSize(o.client.settings.MaxResponseSize)", "answer.Response.validateSize(1 << 30)"}},
 		test:  "TestResponseOverTheLimitRollsBack",
 	},
 
