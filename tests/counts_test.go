@@ -155,6 +155,9 @@ func TestFlightsAndStatements(t *testing.T) {
 		}
 		return nil
 	}
+	transact := func(int) error {
+		return b.client.Transact(ctx, func(ctx context.Context, tx pgx.Tx) error { return effect(ctx, tx, "effect") })
+	}
 	withTx := func(i int) error { return b.beginAndComplete(ctx, i) }
 	many := func(i int) error {
 		return b.inTx(ctx, func(_ pgx.Tx, keys *idempotency.TxClient) error {
@@ -193,6 +196,7 @@ func TestFlightsAndStatements(t *testing.T) {
 	}{
 		{"a fresh Do with one statement", do, 1, 3, 6},
 		{"its replay", do, 1, 2, 4},
+		{"Transact with one statement", transact, 1, 3, 4},
 		{"a Do that ends in a final error", final, 2, 5, 9},
 		{"its replay", final, 2, 2, 4},
 		{"BEGIN, a fresh DoTx with one statement, COMMIT", doTx, 3, 7, 7},

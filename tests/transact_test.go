@@ -1,0 +1,139 @@
+package tests_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/pgxstore"
+	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+func TestTransactRunsAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), nil, nil)
+	runs := 0
+	err := b.client.Transact(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
+		if runs++; runs == 1 {
+			_ = raise(ctx, tx, "40001") // also where the function ignores it
+		}
+		return effect(ctx, tx, "k")
+	})
+	if err != nil || runs != 2 || b.effects(t, "k") != 1 {
+		t.Errorf("%v, %d runs, %d effects; want 2 runs and 1 effect", err, runs, b.effects(t, "k"))
+	}
+
+	runs = 0
+	err = b.client.Transact(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
+		runs++
+		return raise(ctx, tx, "40001")
+	})
+	if !errors.Is(err, idempotency.ErrSerializationFailure) || runs != txhelper.DefaultMaxAttempts {
+		t.Errorf("%v after %d runs; want ErrSerializationFailure after %d", err, runs, txhelper.DefaultMaxAttempts)
+	}
+}
+
+// Without a key nobody can find out what became of the commit.
+func TestTransactThatLosesTheReplyToItsCommit(t *testing.T) {
+	t.Parallel()
+	for name, committed := range map[string]bool{"committed": true, "not committed": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			proxy := &commitProxy{afterCommit: committed}
+			b := proxy.bench(t, nil)
+			runs := 0
+			proxy.armed.Store(true)
+			err := b.client.Transact(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
+				runs++
+				return effect(ctx, tx, "k")
+			})
+			if !errors.Is(err, idempotency.ErrOutcomeUnknown) || runs != 1 {
+				t.Errorf("%v after %d runs; want ErrOutcomeUnknown after 1", err, runs)
+			}
+			want := 0
+			if committed {
+				want = 1
+			}
+			waitFor(t, func() bool { return b.effects(t, "k") == want })
+		})
+	}
+}
+
+func TestTransactWaitsForAServer(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	observer := newBench(t, poolWith(t, config.Copy()), nil, nil)
+	o := &outage{}
+	o.on.Store(true)
+	b := openBench(t, poolWith(t, o.through(config)), &pgxstore.Config{MaxAttempts: 1, ConnectTimeout: time.Minute}, nil)
+	done := make(chan error, 1)
+	go func() {
+		done <- b.client.Transact(t.Context(), func(ctx context.Context, tx pgx.Tx) error { return effect(ctx, tx, "k") })
+	}()
+	waitFor(t, func() bool { return o.dials.Load() > 4 || len(done) == 1 })
+	o.on.Store(false)
+	if err := <-done; err != nil || observer.effects(t, "k") != 1 {
+		t.Errorf("%v, %d effects; want a run", err, observer.effects(t, "k"))
+	}
+
+	o.on.Store(true)
+	b = openBench(t, poolWith(t, o.through(pgtest.Config(t))), &pgxstore.Config{ConnectTimeout: time.Millisecond}, nil)
+	err := b.client.Transact(t.Context(), func(context.Context, pgx.Tx) error {
+		t.Error("the function ran without a server")
+		return nil
+	})
+	if !errors.Is(err, idempotency.ErrUnavailable) {
+		t.Errorf("%v, want ErrUnavailable", err)
+	}
+}
+
+func TestTransactThatIsIdleForTooLong(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, pgtest.DB(t), &pgxstore.Config{IdleTimeout: 50 * time.Millisecond}, nil)
+	runs := 0
+	err := b.client.Transact(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
+		runs++
+		if err := effect(ctx, tx, "k"); err != nil {
+			return err
+		}
+		waitFor(t, func() bool {
+			return count(t, b.pool, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, tx.Conn().PgConn().PID()) == 0
+		})
+		return nil
+	})
+	if !errors.Is(err, pgxstore.ErrIdleTimeout) || runs != 1 || b.effects(t, "k") != 0 {
+		t.Errorf("%v, %d runs, %d effects; want ErrIdleTimeout, 1 run and no effect", err, runs, b.effects(t, "k"))
+	}
+}
+
+func TestTransactHasTheSettings(t *testing.T) {
+	t.Parallel()
+	errNoTenant := errors.New("no tenant")
+	type tenant struct{}
+	b := newBench(t, pgtest.DB(t), &pgxstore.Config{Settings: func(ctx context.Context) (map[string]string, error) {
+		name, ok := ctx.Value(tenant{}).(string)
+		if !ok {
+			return nil, errNoTenant
+		}
+		return map[string]string{"app.tenant": name}, nil
+	}}, nil)
+	var seen string
+	err := b.client.Transact(context.WithValue(t.Context(), tenant{}, "acme"), func(ctx context.Context, tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `SELECT current_setting('app.tenant')`).Scan(&seen)
+	})
+	if err != nil || seen != "acme" {
+		t.Errorf("%v, tenant %q; want acme", err, seen)
+	}
+	err = b.client.Transact(t.Context(), func(context.Context, pgx.Tx) error {
+		t.Error("the function ran without its settings")
+		return nil
+	})
+	if !errors.Is(err, errNoTenant) {
+		t.Errorf("%v, want the error of Settings", err)
+	}
+}
