@@ -604,6 +604,26 @@ var table = []mutant{
 		test:  "TestUnlistedFinalErrorRollsBackAndSaysSo",
 	},
 	{
+		name: "a call whose reply was lost says that it did not run", breaks: honest,
+		edits: []edit{{"idempotency/pgxstore/resolve.go", "Record: record, Executed: true}", "Record: record}"}},
+		test:  "TestLostReplyToCommitIsResolved/committed",
+	},
+	{
+		name: "a transaction without a key runs again after a lost commit", breaks: once,
+		edits: []edit{{"idempotency/pgxstore/transact.go", "return fmt.Errorf(\"%w: %w\", idempotency.ErrOutcomeUnknown, err)", "return &leftNothingError{cause: err}"}},
+		test:  "TestTransactThatLosesTheReplyToItsCommit/committed",
+	},
+	{
+		name: "a transaction without a key may be idle for ever", breaks: unstuck,
+		edits: []edit{{"idempotency/pgxstore/transact.go", "if s.idleSetting.Valid {", "if s.idleSetting.Valid && batch == nil {"}},
+		test:  "TestFlightsAndStatements",
+	},
+	{
+		name: "the configuration tells the secret", breaks: secret,
+		edits: []edit{{"idempotency/settings.go", "s.KeySecret = nil", "_ = s"}},
+		test:  "TestConfigOfAClient", pkg: "idempotency",
+	},
+	{
 		name: "an answer that nobody can read is committed", breaks: faithful,
 		edits: []edit{{"idempotency/do.go", "if o.givenErr != nil && !isFinal(o.givenErr) {", "if o.givenErr != nil && isFinal(o.givenErr) && answer.Response == nil {"}},
 		test:  "TestAnswerThatCannotBeReadBackRollsBack",
