@@ -610,7 +610,7 @@ var table = []mutant{
 	},
 	{
 		name: "a transaction without a key runs again after a lost commit", breaks: once,
-		edits: []edit{{"idempotency/pgxstore/transact.go", "return fmt.Errorf(\"%w: %w\", idempotency.ErrOutcomeUnknown, err)", "return &leftNothingError{cause: err}"}},
+		edits: []edit{{"idempotency/pgxstore/transact.go", "return fmt.Errorf(\"%w: %w\", idempotency.ErrOutcomeUnknown, err)", "return fmt.Errorf(\"%w: %w\", idempotency.ErrOutcomeUnknown, &leftNothingError{cause: err})"}},
 		test:  "TestTransactThatLosesTheReplyToItsCommit/committed",
 	},
 	{
