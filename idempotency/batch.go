@@ -10,30 +10,6 @@ import (
 	"time"
 )
 
-// BatchVerbs is what a store's Verbs in a transaction may also have: many keys
-// in a number of statements that does not grow with them. Without it,
-// TxClient.BeginMany and Batch.Complete call Begin and Complete key by key.
-type BatchVerbs interface {
-	Verbs
-	// BeginMany is Begin for each of params, which are distinct and ascend by
-	// scope and id, bytewise: a store that waits for a key must wait in this
-	// order. It returns a result for each. An error of its own is about the
-	// whole transaction.
-	BeginMany(ctx context.Context, params []*BeginParams) ([]BeginResult, error)
-	// CompleteMany is Complete for claims that one BeginMany returned, with the
-	// response to each, and returns the record of each. Where any claim is not
-	// held it is ErrClaimLost, where one is refused it is as for Complete, and
-	// the transaction cannot commit any more.
-	CompleteMany(ctx context.Context, claims []*Claim, responses []*Response) ([]*Record, error)
-}
-
-// BeginResult is what became of one key of BatchVerbs.BeginMany. Err is nil or
-// about this key alone: ErrFingerprintMismatch, ErrNested or ErrUnfinished.
-type BeginResult struct {
-	Outcome *Outcome
-	Err     error
-}
-
 // Batch is what BeginMany found out.
 type Batch struct {
 	// Items has one item for each of the Params, in their order.

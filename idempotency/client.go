@@ -52,10 +52,15 @@ func (c *Client[TTx]) Get(ctx context.Context, key Key) (record *Record, err err
 
 // DeleteExpired deletes at most limit expired records, oldest first, in a
 // transaction of its own, and returns how many. It never deletes a record in
-// progress. A limit of 0 means 1,000. Run it from time to time, and repeat it
-// until it returns less than the limit.
+// progress. A limit of 0 means DefaultDeleteLimit, 1,000. Run it from time to time,
+// and repeat it until it returns less than the limit. A store that is no Sweeper
+// deletes by itself: there it does nothing and returns 0.
 func (c *Client[TTx]) DeleteExpired(ctx context.Context, limit int) (int, error) {
-	return c.store.DeleteExpired(ctx, limit)
+	sweeper, ok := c.store.(Sweeper)
+	if !ok {
+		return 0, nil
+	}
+	return sweeper.DeleteExpired(ctx, limit)
 }
 
 // WithTx returns the verbs as part of tx, for callers to whom DoTx does not fit.

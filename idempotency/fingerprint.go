@@ -3,6 +3,7 @@ package idempotency
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"log/slog"
@@ -49,6 +50,28 @@ func ParseFingerprint(encoded []byte) (Fingerprint, error) {
 // Bytes returns the fingerprint as stores keep it: a version byte, then the
 // digest. It is empty only for the zero value.
 func (f Fingerprint) Bytes() []byte { return []byte(f.encoded) }
+
+// Text returns Bytes in hexadecimal, for stores that keep text.
+func (f Fingerprint) Text() string { return hex.EncodeToString([]byte(f.encoded)) }
+
+// ParseFingerprintText returns the fingerprint that Text was called on.
+func ParseFingerprintText(text string) (Fingerprint, error) {
+	encoded, err := hex.DecodeString(text)
+	if err != nil {
+		return Fingerprint{}, &ParamError{Field: "Fingerprint", Reason: "is not hexadecimal"}
+	}
+	return ParseFingerprint(encoded)
+}
+
+// MarshalText returns what fmt and slog print, which kind of fingerprint it is, and
+// so does encoding/json: a log must not hold the digest. It cannot be read back.
+func (f Fingerprint) MarshalText() ([]byte, error) { return []byte(f.kind()), nil }
+
+// UnmarshalText returns a *ParamError: what MarshalText writes does not hold the
+// fingerprint. Who keeps fingerprints stores Text or Bytes.
+func (f *Fingerprint) UnmarshalText([]byte) error {
+	return &ParamError{Field: "Fingerprint", Reason: "is written without its digest and cannot be read back; store Text or Bytes instead"}
+}
 
 // Matches reports whether a request with fingerprint f may have the answer that
 // was recorded under the fingerprint recorded. Where either is NoFingerprint,

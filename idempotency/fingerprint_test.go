@@ -3,6 +3,7 @@ package idempotency_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -139,5 +140,29 @@ func TestFingerprintIsOpaque(t *testing.T) {
 	}
 	if text := fmt.Sprint(idempotency.Fingerprint{}, idempotency.NoFingerprint); !strings.Contains(text, "missing") || !strings.Contains(text, "none") {
 		t.Errorf("zero and NoFingerprint print %q", text)
+	}
+}
+
+func TestFingerprintIsKeptAsText(t *testing.T) {
+	t.Parallel()
+	for _, fingerprint := range []idempotency.Fingerprint{idempotency.FingerprintOf("body"), idempotency.NoFingerprint} {
+		read, err := idempotency.ParseFingerprintText(fingerprint.Text())
+		if err != nil || read != fingerprint {
+			t.Errorf("%q is read as %v, %v", fingerprint.Text(), read.Bytes(), err)
+		}
+	}
+	for _, text := range []string{"", "x", "012", "01x2"} {
+		if _, err := idempotency.ParseFingerprintText(text); !errors.Is(err, idempotency.ErrInvalidParams) {
+			t.Errorf("%q: %v, want ErrInvalidParams", text, err)
+		}
+	}
+	// In JSON it is not lost in silence, to be found missing, or to match nothing.
+	written, err := json.Marshal(struct{ F idempotency.Fingerprint }{idempotency.FingerprintOf("body")})
+	if err != nil || string(written) != `{"F":"fingerprint:v1"}` {
+		t.Errorf("%s, %v", written, err)
+	}
+	var read struct{ F idempotency.Fingerprint }
+	if err := json.Unmarshal(written, &read); !errors.Is(err, idempotency.ErrInvalidParams) {
+		t.Errorf("%v, want ErrInvalidParams", err)
 	}
 }

@@ -399,7 +399,7 @@ func (p *pass) tellAnswer(record *Record, goodAt time.Time) {
 		return
 	}
 	// This call's caller may write to its own.
-	q.answer, q.goodAt, q.closed = record.clone(), goodAt, true
+	q.answer, q.goodAt, q.closed = record.Clone(), goodAt, true
 	if q.answered != nil {
 		close(q.answered)
 		q.answered = nil

@@ -77,8 +77,30 @@ func NewClaimID() ClaimID {
 	return id
 }
 
+// ParseClaimID returns the id that String was called on.
+func ParseClaimID(text string) (id ClaimID, err error) {
+	err = id.UnmarshalText([]byte(text))
+	return id, err
+}
+
 // String returns the id in hexadecimal.
 func (id ClaimID) String() string { return hex.EncodeToString(id[:]) }
+
+// MarshalText returns String.
+func (id ClaimID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText reads what String writes. Anything else is a *ParamError.
+func (id *ClaimID) UnmarshalText(text []byte) error {
+	var read ClaimID
+	if len(text) != hex.EncodedLen(len(read)) {
+		return &ParamError{Field: "ClaimID", Reason: "does not have 32 hexadecimal digits"}
+	}
+	if _, err := hex.Decode(read[:], text); err != nil {
+		return &ParamError{Field: "ClaimID", Reason: "is not hexadecimal"}
+	}
+	*id = read
+	return nil
+}
 
 // Claim is a hold on a key, made by Begin and ended by Complete.
 type Claim struct {
@@ -154,8 +176,27 @@ type Record struct {
 	ExpiresAt time.Time
 }
 
-// clone returns a copy that shares nothing with r.
-func (r *Record) clone() *Record {
+// Judge says what the record means to a claim with the fingerprint at now, by the
+// store's clock: Completed where its answer replays, which for another request is
+// ErrFingerprintMismatch, and InProgress where a lease holds the key. The outcome
+// has the record itself. It is nil where the record does not stop the claim, as a
+// nil record does not; whether a transaction holds the key is for the store to say.
+func (r *Record) Judge(fingerprint Fingerprint, now time.Time) (*Outcome, error) {
+	switch {
+	case r == nil:
+	case r.State == Completed && r.ExpiresAt.After(now):
+		if !fingerprint.Matches(r.Fingerprint) {
+			return nil, &KeyError{Key: r.Key, Err: ErrFingerprintMismatch}
+		}
+		return &Outcome{State: Completed, Record: r}, nil
+	case r.State == InProgress && r.LockedUntil.After(now):
+		return &Outcome{State: InProgress, Record: r, RetryAfter: r.LockedUntil.Sub(now)}, nil
+	}
+	return nil, nil //nolint:nilnil // The record stops nobody, which is no error.
+}
+
+// Clone returns a copy that shares nothing with r.
+func (r *Record) Clone() *Record {
 	cloned := r.share()
 	if r.Response != nil {
 		cloned.Response.Body = slices.Clone(r.Response.Body)

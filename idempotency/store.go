@@ -5,62 +5,19 @@ import (
 	"time"
 )
 
-// BeginParams is one claim, as a store sees it: no defaults are left to fill in.
-type BeginParams struct {
-	Key         Key
-	Fingerprint Fingerprint `json:"-"`
-	// TTL is how long the answer replays from completion on: a microsecond or
-	// more.
-	TTL time.Duration
-	// Lease is how long the claim lasts unless it is extended: positive for a
-	// Store's own Begin, zero inside a transaction, which needs no lease.
-	Lease time.Duration
-}
-
-// ValidateTx returns a *ParamError for what no store could claim inside a
-// transaction. Stores call it before anything else.
-func (p *BeginParams) ValidateTx() error {
-	if err := p.validate(); err != nil {
-		return err
-	}
-	if p.Lease != 0 {
-		return &ParamError{Field: "Lease", Reason: "is set; a claim inside a transaction ends with the transaction"}
-	}
-	return nil
-}
-
-// ValidateLease returns a *ParamError for what no store could claim under a
-// lease. Stores call it before anything else.
-func (p *BeginParams) ValidateLease() error {
-	if err := p.validate(); err != nil {
-		return err
-	}
-	return ValidateLease(p.Lease)
-}
-
-// ValidateLease returns a *ParamError unless lease is at least a millisecond.
-func ValidateLease(lease time.Duration) error {
-	switch {
-	case lease < 0:
-		return &ParamError{Field: "Lease", Reason: "is negative"}
-	case lease < time.Millisecond:
-		return &ParamError{Field: "Lease", Reason: "is shorter than a millisecond"}
-	}
-	return nil
-}
-
-func (p *BeginParams) validate() error {
-	if p == nil {
-		return &ParamError{Field: "BeginParams", Reason: "is nil"}
-	}
-	if err := p.Key.Validate(); err != nil {
-		return err
-	}
-	if err := p.Fingerprint.validate(); err != nil {
-		return err
-	}
-	return validateTTL("TTL", p.TTL)
-}
+// What a store is, and may also be:
+//
+//   - Verbs are the contract, and package storetest checks them;
+//   - a Store keeps them at once for everybody, and holds running keys by leases;
+//   - a TxStore also holds keys by a transaction, and is what a Client needs;
+//   - a Sweeper has to be told to delete what has expired;
+//   - BatchVerbs, of a TxStore's WithTx, take many keys at once;
+//   - a PerCallerStore, or NamespaceStore, answers each caller for itself.
+//
+// The last three are found by a type assertion. What all stores have to do alike is
+// exported: BeginParams, Claim, Key and Response validate themselves, Key.Digest
+// stands for a key, Record.Judge says what a record means to a claim, Record.Clone
+// keeps callers out of it, and Fingerprint.Text and ClaimID.String can be parsed.
 
 // Verbs is the contract that every store keeps, and the whole of it for many:
 // claim a key, record its answer, read its record.
@@ -95,29 +52,6 @@ type Store interface {
 	Extend(ctx context.Context, claim *Claim, lease time.Duration) (*Claim, error)
 	// Release frees the key without an answer. ErrClaimLost as for Complete.
 	Release(ctx context.Context, claim *Claim) error
-	// DeleteExpired deletes at most limit expired records, oldest first, and
-	// returns how many. It never deletes a record in progress. A limit of 0
-	// means 1,000. Call it until it returns less than the limit.
-	DeleteExpired(ctx context.Context, limit int) (int, error)
-}
-
-// PerCallerStore is what a TxStore also is where the context of a call decides
-// which records it may read, as under row-level security.
-type PerCallerStore interface {
-	// PerCaller reports whether that is so. Calls of one client that wait for
-	// one key then ask the store themselves, one after the other, instead of
-	// sharing an answer.
-	PerCaller() bool
-}
-
-// NamespaceStore is what a PerCallerStore also is where the context decides even
-// in which table a key is, as with a schema for each tenant.
-type NamespaceStore interface {
-	PerCallerStore
-	// Namespace returns a name for that table, the same for all calls that use
-	// the same one. Only calls of one name and one key wait for each other in
-	// memory. Its error fails the call before the store is asked.
-	Namespace(ctx context.Context) (string, error)
 }
 
 // TxStore is a Store that can also hold keys by a transaction of type TTx: the
@@ -149,4 +83,59 @@ type TxStore[TTx any] interface {
 	// returns an error, and returns that error. The nested transaction refuses
 	// to commit and to roll back, as in Run.
 	Savepoint(ctx context.Context, tx TTx, fn func(ctx context.Context, tx TTx) error) error
+}
+
+// Sweeper is what a Store also is whose expired records stay until they are
+// deleted, as in a table. A store that drops them by itself is none.
+type Sweeper interface {
+	// DeleteExpired deletes at most limit expired records, oldest first, and
+	// returns how many. It never deletes a record in progress. A limit of 0 means
+	// DefaultDeleteLimit. Call it until it returns less than the limit.
+	DeleteExpired(ctx context.Context, limit int) (int, error)
+}
+
+// DefaultDeleteLimit is how many records a Sweeper deletes where the limit is 0.
+const DefaultDeleteLimit = 1000
+
+// BatchVerbs is what a store's Verbs in a transaction may also have: many keys
+// in a number of statements that does not grow with them. Without it,
+// TxClient.BeginMany and Batch.Complete call Begin and Complete key by key.
+type BatchVerbs interface {
+	Verbs
+	// BeginMany is Begin for each of params, which are distinct and ascend by
+	// scope and id, bytewise: a store that waits for a key must wait in this
+	// order. It returns a result for each. An error of its own is about the
+	// whole transaction.
+	BeginMany(ctx context.Context, params []*BeginParams) ([]BeginResult, error)
+	// CompleteMany is Complete for claims that one BeginMany returned, with the
+	// response to each, and returns the record of each. Where any claim is not
+	// held it is ErrClaimLost, where one is refused it is as for Complete, and
+	// the transaction cannot commit any more.
+	CompleteMany(ctx context.Context, claims []*Claim, responses []*Response) ([]*Record, error)
+}
+
+// BeginResult is what became of one key of BatchVerbs.BeginMany. Err is nil or
+// about this key alone: ErrFingerprintMismatch, ErrNested or ErrUnfinished.
+type BeginResult struct {
+	Outcome *Outcome
+	Err     error
+}
+
+// PerCallerStore is what a TxStore also is where the context of a call decides
+// which records it may read, as under row-level security.
+type PerCallerStore interface {
+	// PerCaller reports whether that is so. Calls of one client that wait for
+	// one key then ask the store themselves, one after the other, instead of
+	// sharing an answer.
+	PerCaller() bool
+}
+
+// NamespaceStore is what a PerCallerStore also is where the context decides even
+// in which table a key is, as with a schema for each tenant.
+type NamespaceStore interface {
+	PerCallerStore
+	// Namespace returns a name for that table, the same for all calls that use
+	// the same one. Only calls of one name and one key wait for each other in
+	// memory. Its error fails the call before the store is asked.
+	Namespace(ctx context.Context) (string, error)
 }

@@ -36,7 +36,7 @@ func (l *ledger) get(w *work, key idempotency.Key) (*idempotency.Record, error) 
 	if record == nil || expired(record, time.Now()) {
 		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNotFound}
 	}
-	return clone(record), nil
+	return record.Clone(), nil
 }
 
 // begin claims the key for w, or under a lease where w is nil.
@@ -44,20 +44,17 @@ func (l *ledger) begin(w *work, params *idempotency.BeginParams) (*idempotency.O
 	key, now := params.Key, time.Now()
 	record, own := l.find(w, key)
 	holder := l.holders[key]
+	outcome, err := record.Judge(params.Fingerprint, now)
 	switch {
-	case record != nil && record.State == idempotency.Completed && !expired(record, now):
-		if !params.Fingerprint.Matches(record.Fingerprint) {
-			return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrFingerprintMismatch}
-		}
-		return &idempotency.Outcome{State: idempotency.Completed, Record: clone(record)}, nil
+	case err != nil:
+		return nil, err
+	case outcome != nil:
+		outcome.Record = outcome.Record.Clone()
+		return outcome, nil
 	case own && record.State == idempotency.InProgress:
 		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNested}
-	case holder != nil && holder != w, leased(record, now):
-		outcome := &idempotency.Outcome{State: idempotency.InProgress}
-		if leased(record, now) {
-			outcome.Record, outcome.RetryAfter = clone(record), record.LockedUntil.Sub(now)
-		}
-		return outcome, nil
+	case holder != nil && holder != w:
+		return &idempotency.Outcome{State: idempotency.InProgress}, nil
 	}
 
 	claimed := &idempotency.Record{
@@ -137,17 +134,4 @@ func (l *ledger) deleteExpired(limit int) int {
 
 func expired(record *idempotency.Record, now time.Time) bool {
 	return record.State == idempotency.Completed && !record.ExpiresAt.After(now)
-}
-
-func leased(record *idempotency.Record, now time.Time) bool {
-	return record != nil && record.State == idempotency.InProgress && record.LockedUntil.After(now)
-}
-
-// clone keeps callers from changing what is recorded.
-func clone(record *idempotency.Record) *idempotency.Record {
-	copied := *record
-	if record.Response != nil {
-		copied.Response = &idempotency.Response{Type: record.Response.Type, Body: bytes.Clone(record.Response.Body)}
-	}
-	return &copied
 }

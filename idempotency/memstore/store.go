@@ -7,8 +7,6 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 )
 
-const defaultDeleteLimit = 1000
-
 // Store keeps keys in memory. It is an idempotency.TxStore, safe for concurrent
 // use.
 type Store[TTx any] struct {
@@ -62,7 +60,7 @@ func (s *Store[TTx]) Complete(_ context.Context, claim *idempotency.Claim, respo
 	if err != nil {
 		return nil, err
 	}
-	return clone(record), nil
+	return record.Clone(), nil
 }
 
 // Get returns the committed record. See idempotency.Verbs.
@@ -104,13 +102,13 @@ func (s *Store[TTx]) Release(_ context.Context, claim *idempotency.Claim) error 
 	return nil
 }
 
-// DeleteExpired deletes expired records, oldest first. See idempotency.Store.
+// DeleteExpired deletes expired records, oldest first. See idempotency.Sweeper.
 func (s *Store[TTx]) DeleteExpired(_ context.Context, limit int) (int, error) {
 	if limit < 0 {
 		return 0, &idempotency.ParamError{Field: "limit", Reason: "is negative; 0 means 1,000"}
 	}
 	if limit == 0 {
-		limit = defaultDeleteLimit
+		limit = idempotency.DefaultDeleteLimit
 	}
 	s.ledger.mu.Lock()
 	defer s.ledger.mu.Unlock()

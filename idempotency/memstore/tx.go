@@ -189,7 +189,7 @@ func (t *Tx) finish(claim *idempotency.Claim, response *idempotency.Response) (*
 	if err := t.commit(); err != nil {
 		return nil, err
 	}
-	return clone(record), nil
+	return record.Clone(), nil
 }
 
 func (t *Tx) enter() (view *Tx, before work, err error) {
@@ -249,7 +249,7 @@ func (v *txVerbs) Complete(_ context.Context, claim *idempotency.Claim, response
 		v.tx.work.failed = err
 		return nil, err
 	}
-	return clone(record), nil
+	return record.Clone(), nil
 }
 
 func (v *txVerbs) Get(_ context.Context, key idempotency.Key) (*idempotency.Record, error) {

@@ -43,11 +43,6 @@ func (r *row) completed() bool { return r != nil && r.ExpiresAt.Valid }
 // live reports whether the row is an answer to replay.
 func (r *row) live() bool { return r.completed() && r.ExpiresAt.Time.After(r.ReadAt.Time) }
 
-// leased reports whether a lease holds the key.
-func (r *row) leased() bool {
-	return r != nil && r.LockedUntil.Valid && r.LockedUntil.Time.After(r.ReadAt.Time)
-}
-
 // unfinished reports whether the key was begun in a transaction. Such a row is
 // visible only to that transaction, unless the guard was disabled.
 func (r *row) unfinished() bool { return r != nil && r.Unfinished.Valid }
@@ -59,24 +54,17 @@ func (r *row) same(other *row) bool {
 
 func equalTime(a, b pgtype.Timestamptz) bool { return a.Valid == b.Valid && a.Time.Equal(b.Time) }
 
-// outcome judges a row whose state alone decides; nil where the key is to be
-// had, as far as the row tells.
+// outcome judges a row whose state alone decides; nil if the row does not stop a
+// claim. See idempotency.Record.Judge.
 func (r *row) outcome(fingerprint idempotency.Fingerprint) (*idempotency.Outcome, error) {
-	switch {
-	case r.live():
-		record, err := r.record()
-		if err != nil {
-			return nil, err
-		}
-		if !fingerprint.Matches(record.Fingerprint) {
-			return nil, &idempotency.KeyError{Key: r.key, Err: idempotency.ErrFingerprintMismatch}
-		}
-		return &idempotency.Outcome{State: idempotency.Completed, Record: record}, nil
-	case r.leased():
-		record, err := r.record()
-		return &idempotency.Outcome{State: idempotency.InProgress, Record: record, RetryAfter: r.LockedUntil.Time.Sub(r.ReadAt.Time)}, err
+	if r == nil {
+		return nil, nil //nolint:nilnil // As Judge.
 	}
-	return nil, nil //nolint:nilnil // Undecided is an answer, not an error.
+	record, err := r.record()
+	if err != nil {
+		return nil, err
+	}
+	return record.Judge(fingerprint, r.ReadAt.Time)
 }
 
 func (r *row) record() (*idempotency.Record, error) {

@@ -119,6 +119,7 @@ type Store struct {
 
 var (
 	_ idempotency.TxStore[pgx.Tx] = (*Store)(nil)
+	_ idempotency.Sweeper         = (*Store)(nil)
 	_ idempotency.NamespaceStore  = (*Store)(nil)
 )
 

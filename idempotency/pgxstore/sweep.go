@@ -14,9 +14,6 @@ import (
 	"github.com/samecommit/samecommit/txhelper"
 )
 
-// defaultDeleteLimit keeps a sweep's transaction short.
-const defaultDeleteLimit = 1000
-
 // sweep remembers where the last DeleteExpired ended: what it deleted stays in
 // the index until a vacuum, and would be walked over again.
 type sweep struct {
@@ -38,13 +35,13 @@ func (s *sweep) end(until time.Time) {
 	s.until = until
 }
 
-// DeleteExpired deletes expired records. See idempotency.Store.
+// DeleteExpired deletes expired records. See idempotency.Sweeper.
 func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
 	if limit < 0 || limit > math.MaxInt32 {
 		return 0, &idempotency.ParamError{Field: "limit", Reason: "is not between 0 and 2,147,483,647"}
 	}
 	if limit == 0 {
-		limit = defaultDeleteLimit
+		limit = idempotency.DefaultDeleteLimit
 	}
 	if s.settings != nil {
 		// What one caller may see, and so where its sweep ended, tells nothing

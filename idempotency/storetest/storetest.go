@@ -16,12 +16,17 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 )
 
-// Run checks the verbs and the leases of a store, in parallel subtests. Each
-// calls newStore once. It may return the same database again as long as nobody
+// Run checks the verbs and the leases of a store, and the sweep of one that is an
+// idempotency.Sweeper, in parallel subtests. Each calls newStore once, and Run does,
+// to see what it makes. It may return the same database again as long as nobody
 // else's expired records are in it, which DeleteExpired would count.
 func Run(t *testing.T, newStore func(t *testing.T) idempotency.Store) {
 	t.Helper()
-	for _, cases := range [][]testCase[*suite]{verbCases, leaseCases, sweepCases} {
+	all := [][]testCase[*suite]{verbCases, leaseCases}
+	if _, ok := newStore(t).(idempotency.Sweeper); ok {
+		all = append(all, sweepCases)
+	}
+	for _, cases := range all {
 		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()

@@ -8,6 +8,15 @@ var sweepCases = []testCase[*suite]{
 	{"delete expired refuses a negative limit", (*suite).sweepNegative},
 }
 
+func (t *suite) sweeper() idempotency.Sweeper {
+	t.Helper()
+	sweeper, ok := t.store.(idempotency.Sweeper)
+	if !ok {
+		t.Fatalf("%T is a Sweeper no more", t.store)
+	}
+	return sweeper
+}
+
 func (t *suite) completeShort(id string) {
 	t.Helper()
 	params := t.params(id)
@@ -17,7 +26,7 @@ func (t *suite) completeShort(id string) {
 
 func (t *suite) sweep(limit, want int) {
 	t.Helper()
-	deleted, err := t.store.DeleteExpired(t.Context(), limit)
+	deleted, err := t.sweeper().DeleteExpired(t.Context(), limit)
 	if err != nil || deleted != want {
 		t.Fatalf("DeleteExpired(%d) deleted %d, %v; want %d", limit, deleted, err, want)
 	}
@@ -58,6 +67,6 @@ func (t *suite) sweepKeeps() {
 }
 
 func (t *suite) sweepNegative() {
-	_, err := t.store.DeleteExpired(t.Context(), -1)
+	_, err := t.sweeper().DeleteExpired(t.Context(), -1)
 	t.wantParamErr("DeleteExpired", err, "")
 }

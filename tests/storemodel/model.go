@@ -390,7 +390,11 @@ func (m *machine[TTx]) sweep(t *rapid.T) {
 			delete(m.committed, key)
 		}
 	}
-	deleted, err := m.h.Store.DeleteExpired(t.Context(), 0)
+	sweeper, ok := m.h.Store.(idempotency.Sweeper)
+	if !ok {
+		t.Fatalf("%T is no Sweeper", m.h.Store)
+	}
+	deleted, err := sweeper.DeleteExpired(t.Context(), 0)
 	if err != nil || deleted != want {
 		t.Fatalf("%d deleted, %v; want %d", deleted, err, want)
 	}
