@@ -94,7 +94,11 @@ func doNothing(context.Context, pgx.Tx) ([]byte, error) {
 }
 
 func newClient(pool *pgxpool.Pool) (*idempotency.Client[pgx.Tx], error) {
-	return idempotency.NewClient(pgxstore.New(pool, nil), nil)
+	store, err := pgxstore.New(pool, nil)
+	if err != nil {
+		return nil, err
+	}
+	return idempotency.NewClient(store, nil)
 }
 
 // fresh does one order under a key that nobody has used.

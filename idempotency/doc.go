@@ -4,7 +4,9 @@
 // one database transaction: they commit together or not at all. A repeated
 // call gets the recorded answer; a crash leaves nothing behind.
 //
-//	client, err := idempotency.NewClient(pgxstore.New(pool, nil), nil)
+//	store, err := pgxstore.New(pool, nil)
+//	…
+//	client, err := idempotency.NewClient(store, nil)
 //	…
 //	result, err := idempotency.Do(ctx, client, idempotency.Params{
 //		Key:         idempotency.Key{Scope: "tenant-7/charge", ID: request.IdempotencyKey},

@@ -11,7 +11,7 @@ import (
 // The operation runs once; a retry with the same key gets the recorded result.
 func ExampleDo() {
 	ctx := context.Background()
-	// In production: pgxstore.New(pool, nil), and pgx.Tx for *memstore.Tx.
+	// In production a store of pgxstore.New, and pgx.Tx for *memstore.Tx.
 	client, err := idempotency.NewClient(memstore.New[*memstore.Tx](nil), nil)
 	if err != nil {
 		fmt.Println(err)

@@ -16,7 +16,7 @@ func TestStoreContract(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, func(t *testing.T) idempotency.Store {
 		t.Helper()
-		return pgxstore.New(pgtest.DB(t), nil)
+		return newStore(t, pgtest.DB(t), nil)
 	})
 }
 

@@ -175,16 +175,40 @@ func TestNestedCallOfAnotherClientOnAWrappedTransaction(t *testing.T) {
 	b.wantNothing(t, "k")
 }
 
-func TestStoreWithoutADatabase(t *testing.T) {
+func TestNewRefusesWhatCannotWork(t *testing.T) {
 	t.Parallel()
-	var pool *pgxpool.Pool
-	b := openBench(t, pool, nil, nil)
-	_, err := idempotency.Do(t.Context(), b.client, params("k"), charge("k"))
-	wantParamError(t, err, "database")
-	_, err = b.client.Get(t.Context(), params("k").Key)
-	wantParamError(t, err, "database")
-	_, err = b.store.Begin(t.Context(), leased("k", time.Minute))
-	wantParamError(t, err, "database")
-	_, err = b.client.DeleteExpired(t.Context(), 0)
-	wantParamError(t, err, "database")
+	var noPool *pgxpool.Pool
+	var noConn *pgx.Conn
+	pool := unusedPool(t)
+	for field, refused := range map[string][]func() (*pgxstore.Store, error){
+		"database": {
+			func() (*pgxstore.Store, error) { return pgxstore.New(nil, nil) },
+			func() (*pgxstore.Store, error) { return pgxstore.New(noPool, nil) },
+			func() (*pgxstore.Store, error) { return pgxstore.New(noConn, nil) },
+		},
+		"Config.TxOptions": {
+			func() (*pgxstore.Store, error) {
+				return pgxstore.New(pool, &pgxstore.Config{TxOptions: pgx.TxOptions{BeginQuery: "BEGIN"}})
+			},
+			func() (*pgxstore.Store, error) {
+				return pgxstore.New(pool, &pgxstore.Config{TxOptions: pgx.TxOptions{CommitQuery: "COMMIT"}})
+			},
+		},
+		"Config.MaxAttempts":    {func() (*pgxstore.Store, error) { return pgxstore.New(pool, &pgxstore.Config{MaxAttempts: -1}) }},
+		"Config.CommitTimeout":  {func() (*pgxstore.Store, error) { return pgxstore.New(pool, &pgxstore.Config{CommitTimeout: -1}) }},
+		"Config.ResolveTimeout": {func() (*pgxstore.Store, error) { return pgxstore.New(pool, &pgxstore.Config{ResolveTimeout: -1}) }},
+		"Config.ConfirmReplays": {func() (*pgxstore.Store, error) { return pgxstore.New(pool, &pgxstore.Config{ConfirmReplays: -1}) }},
+	} {
+		for _, open := range refused {
+			store, err := open()
+			wantParamError(t, err, field)
+			if store != nil {
+				t.Errorf("%s: a store all the same", field)
+			}
+		}
+	}
+	// Here a negative duration means something.
+	if _, err := pgxstore.New(pool, &pgxstore.Config{IdleTimeout: -1, ConnectTimeout: -1}); err != nil {
+		t.Error(err)
+	}
 }

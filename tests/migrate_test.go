@@ -373,7 +373,7 @@ func TestMigrateLeavesTheApplicationsGooseAlone(t *testing.T) {
 func TestUnmigratedDatabaseNamesTheMigration(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.Empty(t)
-	store := pgxstore.New(pool, nil)
+	store := newStore(t, pool, nil)
 	client, err := idempotency.NewClient(store, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -20,7 +20,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/samecommit/samecommit/idempotency"
-	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgtest"
 	"github.com/samecommit/samecommit/txhelper"
 )
@@ -534,10 +533,10 @@ func wantParamError(t *testing.T, err error, field string) {
 	}
 }
 
-// No SQL may run: the store's database is a nil pool, which would panic.
+// No SQL may run: the store's database cannot be reached.
 func TestBadInputIsRefusedBeforeAnySQL(t *testing.T) {
 	t.Parallel()
-	client, err := idempotency.NewClient(pgxstore.New(nil, nil), nil)
+	client, err := idempotency.NewClient(newStore(t, unusedPool(t), nil), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -580,9 +579,9 @@ func TestBadInputIsRefusedBeforeAnySQL(t *testing.T) {
 	wantParamError(t, err, "fn")
 	_, err = client.WithTx(nil).Complete(t.Context(), nil, &idempotency.Response{Type: "bytes", Body: make([]byte, 1<<20+1)})
 	wantParamError(t, err, "Response.Body")
-	_, err = pgxstore.New(nil, nil).Begin(t.Context(), &idempotency.BeginParams{Key: good.Key, Fingerprint: good.Fingerprint, TTL: time.Hour, Lease: -time.Second})
+	_, err = newStore(t, unusedPool(t), nil).Begin(t.Context(), &idempotency.BeginParams{Key: good.Key, Fingerprint: good.Fingerprint, TTL: time.Hour, Lease: -time.Second})
 	wantParamError(t, err, "Lease")
-	_, err = pgxstore.New(nil, nil).Extend(t.Context(), nil, -time.Second)
+	_, err = newStore(t, unusedPool(t), nil).Extend(t.Context(), nil, -time.Second)
 	wantParamError(t, err, "Lease")
 }
 
@@ -747,7 +746,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/samecommit/samecommit/idempotency"
-	"github.com/samecommit/samecommit/idempotency/pgxstore"
 )
 
 func use(...any) {}

@@ -106,7 +106,7 @@ func TestNamespaceIsTheSchema(t *testing.T) {
 	t.Parallel()
 	namespace := func(settings map[string]string) string {
 		t.Helper()
-		store := pgxstore.New(nil, &pgxstore.Config{Settings: func(context.Context) (map[string]string, error) { return settings, nil }})
+		store := newStore(t, unusedPool(t), &pgxstore.Config{Settings: func(context.Context) (map[string]string, error) { return settings, nil }})
 		name, err := store.Namespace(t.Context())
 		if err != nil {
 			t.Error(err)
@@ -131,10 +131,10 @@ func TestNamespaceIsTheSchema(t *testing.T) {
 			t.Errorf("%s: %q and %q, want the same: %t", name, namespace(test.a), namespace(test.b), test.same)
 		}
 	}
-	if name, err := pgxstore.New(nil, nil).Namespace(t.Context()); name != "" || err != nil {
+	if name, err := newStore(t, unusedPool(t), nil).Namespace(t.Context()); name != "" || err != nil {
 		t.Errorf("without settings: %q, %v; want no name", name, err)
 	}
-	store := pgxstore.New(nil, &pgxstore.Config{Settings: tenantSettings})
+	store := newStore(t, unusedPool(t), &pgxstore.Config{Settings: tenantSettings})
 	if _, err := store.Namespace(t.Context()); !errors.Is(err, errNoTenant) {
 		t.Errorf("got %v, want the error of Settings", err)
 	}

@@ -36,12 +36,32 @@ func newBench(t testing.TB, pool *pgxpool.Pool, storeConfig *pgxstore.Config, co
 // openBench is newBench on a database that has the table for effects.
 func openBench(t testing.TB, pool *pgxpool.Pool, storeConfig *pgxstore.Config, config *idempotency.Config) *bench {
 	t.Helper()
-	store := pgxstore.New(pool, storeConfig)
+	store := newStore(t, pool, storeConfig)
 	client, err := idempotency.NewClient(store, config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &bench{pool: pool, store: store, client: client}
+}
+
+func newStore(t testing.TB, database pgxstore.DB, config *pgxstore.Config) *pgxstore.Store {
+	t.Helper()
+	store, err := pgxstore.New(database, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
+}
+
+// unusedPool is a pool that could not connect, for what must not get so far.
+func unusedPool(t testing.TB) *pgxpool.Pool {
+	t.Helper()
+	pool, err := pgxpool.New(t.Context(), "postgres://127.0.0.1:1/unused")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
 }
 
 func effect(ctx context.Context, tx pgx.Tx, name string) error {
@@ -528,7 +548,7 @@ func TestStoreInsideATransactionThatRollsBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := idempotency.NewClient(pgxstore.New(tx, nil), nil)
+	client, err := idempotency.NewClient(newStore(t, tx, nil), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -540,7 +560,7 @@ func TestStoreInsideATransactionThatRollsBack(t *testing.T) {
 	}
 	// One store's call inside another's, in one transaction.
 	_, err = idempotency.Do(t.Context(), client, params("outer"), func(ctx context.Context, tx pgx.Tx) (string, error) {
-		inner, err := idempotency.NewClient(pgxstore.New(tx, nil), nil)
+		inner, err := idempotency.NewClient(newStore(t, tx, nil), nil)
 		if err != nil {
 			return "", err
 		}

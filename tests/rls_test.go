@@ -101,7 +101,7 @@ func (w *walled) pool(t *testing.T, role string) *pgxpool.Pool {
 // benchOn is newBench for a role that creates no tables.
 func benchOn(t *testing.T, pool *pgxpool.Pool, config *pgxstore.Config) *bench {
 	t.Helper()
-	store := pgxstore.New(pool, config)
+	store := newStore(t, pool, config)
 	client, err := idempotency.NewClient(store, finalConfig())
 	if err != nil {
 		t.Fatal(err)
@@ -305,7 +305,7 @@ func TestSweepUnderRowLevelSecurity(t *testing.T) {
 		t.Errorf("tenant a swept %d rows, %v; want its own 2", deleted, err)
 	}
 	sweeper := w.pool(t, w.sweeper)
-	deleted, err = pgxstore.New(sweeper, nil).DeleteExpired(t.Context(), 0)
+	deleted, err = newStore(t, sweeper, nil).DeleteExpired(t.Context(), 0)
 	if err != nil || deleted != 2 {
 		t.Errorf("the sweeper swept %d rows, %v; want the other 2", deleted, err)
 	}
@@ -620,7 +620,7 @@ func TestGrantsOfTheRecipe(t *testing.T) {
 	t.Parallel()
 	w := newWalled(t)
 	b := benchOn(t, w.pool(t, w.app), &pgxstore.Config{Settings: tenantSettings})
-	superuser := pgxstore.New(w.admin, nil)
+	superuser := newStore(t, w.admin, nil)
 	ctx := asTenant(t.Context(), "a")
 	next := 0
 	id := func() string {
@@ -818,7 +818,7 @@ func TestSettingsOfAStoreInsideATransaction(t *testing.T) {
 	pool := w.pool(t, w.app)
 	ctx := asTenant(t.Context(), "a")
 	if err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		store := pgxstore.New(tx, &pgxstore.Config{Settings: tenantSettings})
+		store := newStore(t, tx, &pgxstore.Config{Settings: tenantSettings})
 		client, err := idempotency.NewClient(store, nil)
 		if err != nil {
 			return err
@@ -837,7 +837,7 @@ func TestSettingsOfAStoreInsideATransaction(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	record, err := pgxstore.New(pool, &pgxstore.Config{Settings: tenantSettings}).Get(ctx, scoped("a", "k").Key)
+	record, err := newStore(t, pool, &pgxstore.Config{Settings: tenantSettings}).Get(ctx, scoped("a", "k").Key)
 	if err != nil || record.State != idempotency.Completed {
 		t.Errorf("%+v, %v; want the record that was committed", record, err)
 	}

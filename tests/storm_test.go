@@ -178,7 +178,7 @@ func TestStormLeavesTheOperationASecondConnection(t *testing.T) {
 	b := newBench(t, pool.Pool, nil, nil)
 	// The same pool, and no memory in common: the gate of one does not know the
 	// other's calls.
-	other, err := idempotency.NewClient(pgxstore.New(pool.Pool, nil), nil)
+	other, err := idempotency.NewClient(newStore(t, pool.Pool, nil), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -235,7 +235,7 @@ func TestCommitThatWaitsForAStandby(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			client, err := idempotency.NewClient(pgxstore.New(conn, &pgxstore.Config{CommitTimeout: commitTimeout}), nil)
+			client, err := idempotency.NewClient(newStore(t, conn, &pgxstore.Config{CommitTimeout: commitTimeout}), nil)
 			if err != nil {
 				t.Fatal(err)
 			}

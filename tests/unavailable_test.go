@@ -257,7 +257,7 @@ func TestDoDoesNotWaitForWhatDoesNotHeal(t *testing.T) {
 		if err := conn.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		client, err := idempotency.NewClient(pgxstore.New(conn, nil), nil)
+		client, err := idempotency.NewClient(newStore(t, conn, nil), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

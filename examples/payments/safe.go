@@ -17,7 +17,11 @@ type safe struct {
 }
 
 func newSafe(pool *pgxpool.Pool, work func(context.Context)) (*safe, error) {
-	client, err := idempotency.NewClient(pgxstore.New(pool, nil), &idempotency.Config{
+	store, err := pgxstore.New(pool, nil)
+	if err != nil {
+		return nil, err
+	}
+	client, err := idempotency.NewClient(store, &idempotency.Config{
 		FinalErrors: []idempotency.FinalKind{idempotency.FinalType[*InsufficientFundsError]("insufficient_funds")},
 	})
 	return &safe{client: client, work: work}, err

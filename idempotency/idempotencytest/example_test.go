@@ -20,7 +20,11 @@ import (
 
 // newHandler is the program's: POST /charges with an Idempotency-Key.
 func newHandler(pool *pgxpool.Pool) (http.Handler, error) {
-	client, err := idempotency.NewClient(pgxstore.New(pool, nil), nil)
+	store, err := pgxstore.New(pool, nil)
+	if err != nil {
+		return nil, err
+	}
+	client, err := idempotency.NewClient(store, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,6 @@
 // Package pgxstore keeps idempotency keys in PostgreSQL, through pgx.
 //
-//	store := pgxstore.New(pool, nil)
+//	store, err := pgxstore.New(pool, nil)
 //	client, err := idempotency.NewClient(store, nil)
 //
 // The table idempotency_keys must exist in the connection's search_path; package

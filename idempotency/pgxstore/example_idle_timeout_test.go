@@ -21,8 +21,13 @@ func ExampleConfig_idleTimeout() {
 		return
 	}
 	defer pool.Close()
-	client, err := idempotency.NewClient(pgxstore.New(pool, &pgxstore.Config{
+	store, err := pgxstore.New(pool, &pgxstore.Config{
 		IdleTimeout: 10 * time.Second, // Defaults to 1 minute.
-	}), nil)
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	client, err := idempotency.NewClient(store, nil)
 	fmt.Println(client != nil, err)
 }

@@ -28,10 +28,15 @@ func ExampleConfig_serializable() {
 		return
 	}
 	defer pool.Close()
-	client, err := idempotency.NewClient(pgxstore.New(pool, &pgxstore.Config{
+	store, err := pgxstore.New(pool, &pgxstore.Config{
 		TxOptions:   pgx.TxOptions{IsoLevel: pgx.Serializable},
 		MaxAttempts: 20,
-	}), nil)
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	client, err := idempotency.NewClient(store, nil)
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -57,7 +62,12 @@ func ExampleStore_WithTx_serializable() {
 		return
 	}
 	defer pool.Close()
-	client, err := idempotency.NewClient(pgxstore.New(pool, nil), nil)
+	store, err := pgxstore.New(pool, nil)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	client, err := idempotency.NewClient(store, nil)
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -24,10 +24,14 @@ func ExampleConfig_outcomeUnknown() {
 		return
 	}
 	defer pool.Close()
-	client, err := idempotency.NewClient(pgxstore.New(pool, &pgxstore.Config{
+	store, err := pgxstore.New(pool, &pgxstore.Config{
 		CommitTimeout:  5 * time.Second,
 		ResolveTimeout: 5 * time.Second,
-	}), nil)
+	})
+	if err != nil {
+		return
+	}
+	client, err := idempotency.NewClient(store, nil)
 	if err != nil {
 		return
 	}

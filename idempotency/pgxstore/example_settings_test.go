@@ -14,7 +14,7 @@ func ExampleConfig_settings() {
 	type tenantKey struct{} // set by the code that authenticates
 
 	var pool *pgxpool.Pool
-	store := pgxstore.New(pool, &pgxstore.Config{
+	store, err := pgxstore.New(pool, &pgxstore.Config{
 		Settings: func(ctx context.Context) (map[string]string, error) {
 			tenant, ok := ctx.Value(tenantKey{}).(string)
 			if !ok {
@@ -23,5 +23,5 @@ func ExampleConfig_settings() {
 			return map[string]string{"app.tenant": tenant}, nil
 		},
 	})
-	_ = store // for idempotency.NewClient
+	_, _ = store, err // for idempotency.NewClient
 }

@@ -70,9 +70,6 @@ func explainSetting(name string, err error) error {
 // open begins a transaction on database with the settings, in one flight with
 // what first queues.
 func (s *Store) open(ctx context.Context, database txhelper.DB, options *txhelper.Options, first func(batch *pgx.Batch)) (*txhelper.Transaction, error) {
-	if _, ok := s.db.(missingDB); ok {
-		return nil, errMissingDB
-	}
 	if s.settings == nil {
 		return txhelper.Open(ctx, database, options, first)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"reflect"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -123,13 +124,21 @@ var (
 	_ idempotency.NamespaceStore  = (*Store)(nil)
 )
 
-// New returns a store on database. A nil config means all defaults.
-func New(database DB, config *Config) *Store {
+// New returns a store on database. A nil config means all defaults. It returns a
+// *idempotency.ParamError for a database that is nil, and for a config that cannot
+// work.
+func New(database DB, config *Config) (*Store, error) {
+	if value := reflect.ValueOf(database); !value.IsValid() || value.Kind() == reflect.Pointer && value.IsNil() {
+		return nil, &idempotency.ParamError{Field: "database", Reason: "is nil; pass a *pgxpool.Pool"}
+	}
 	if config == nil {
 		config = &Config{}
 	}
+	if err := config.validate(); err != nil {
+		return nil, err
+	}
 	store := &Store{
-		db:      orMissing(database),
+		db:      database,
 		queries: db.New(),
 		options: txhelper.Options{
 			TxOptions:     config.TxOptions,
@@ -149,10 +158,28 @@ func New(database DB, config *Config) *Store {
 	if store.connectTimeout == 0 {
 		store.connectTimeout = DefaultConnectTimeout
 	}
-	if store.resolveTimeout <= 0 {
+	if store.resolveTimeout == 0 {
 		store.resolveTimeout = DefaultResolveTimeout
 	}
-	return store
+	return store, nil
+}
+
+func (c *Config) validate() error {
+	for _, refused := range []struct {
+		bad           bool
+		field, reason string
+	}{
+		{c.TxOptions.BeginQuery != "" || c.TxOptions.CommitQuery != "", "TxOptions", "has a BeginQuery or CommitQuery; the store sends BEGIN and COMMIT with statements of its own"},
+		{c.MaxAttempts < 0, "MaxAttempts", "is negative; 1 runs the function once"},
+		{c.CommitTimeout < 0, "CommitTimeout", "is negative"},
+		{c.ResolveTimeout < 0, "ResolveTimeout", "is negative"},
+		{c.ConfirmReplays < 0, "ConfirmReplays", "is negative; 0 does not confirm"},
+	} {
+		if refused.bad {
+			return &idempotency.ParamError{Field: "Config." + refused.field, Reason: refused.reason}
+		}
+	}
+	return nil
 }
 
 // PerCaller reports whether Config.Settings is set. See

@@ -27,11 +27,20 @@ func outage(tries *int, until int) func(context.Context) error {
 	}
 }
 
+func newStore(t *testing.T) *Store {
+	t.Helper()
+	store, err := New(noServer{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
+}
+
 func TestReachHasOneBound(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const bound = 10 * time.Second
-		store := New(noServer{}, nil)
+		store := newStore(t)
 		left, tries, start := bound, 0, time.Now()
 		if err := store.reach(t.Context(), &left, outage(&tries, 20)); err != nil {
 			t.Error(err)
@@ -59,7 +68,7 @@ func TestReachHasOneBound(t *testing.T) {
 func TestReachPausesLonger(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		store := New(noServer{}, nil)
+		store := newStore(t)
 		left, at := 10*time.Second, time.Now()
 		var pauses []time.Duration
 		err := store.reach(t.Context(), &left, func(context.Context) error {
@@ -86,7 +95,7 @@ func TestReachPausesLonger(t *testing.T) {
 func TestReachEndsWithTheContext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		store := New(noServer{}, nil)
+		store := newStore(t)
 		errMine := errors.New("mine")
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errMine)
 		defer cancel()

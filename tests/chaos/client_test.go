@@ -129,9 +129,11 @@ func runClient(text string) error {
 	}
 	defer c.pool.Close()
 	c.options = &txhelper.Options{TxOptions: pgx.TxOptions{IsoLevel: c.Level}}
-	if c.client, err = idempotency.NewClient(pgxstore.New(c.pool, &pgxstore.Config{
-		TxOptions: c.options.TxOptions, IdleTimeout: c.IdleTimeout,
-	}), nil); err != nil {
+	store, err := pgxstore.New(c.pool, &pgxstore.Config{TxOptions: c.options.TxOptions, IdleTimeout: c.IdleTimeout})
+	if err != nil {
+		return err
+	}
+	if c.client, err = idempotency.NewClient(store, nil); err != nil {
 		return err
 	}
 	for n := range c.Before + 1 {

@@ -137,7 +137,7 @@ func (l *load) newProcess(id int, mode pgx.QueryExecMode) *process {
 		l.t.Fatal(err)
 	}
 	for _, level := range levels {
-		p.clients = append(p.clients, newClient(l.t, pgxstore.New(p.pool, &pgxstore.Config{
+		p.clients = append(p.clients, newClient(l.t, newStore(l.t, p.pool, &pgxstore.Config{
 			TxOptions: pgx.TxOptions{IsoLevel: level}, IdleTimeout: loadIdleTimeout,
 			CommitTimeout: loadCommitTimeout, ResolveTimeout: loadResolveTimeout,
 		})))

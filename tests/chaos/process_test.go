@@ -24,7 +24,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/idempotency"
-	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgtest"
 )
 
@@ -63,7 +62,7 @@ func newClients(t *testing.T) *clients {
 	if _, err := pool.Exec(t.Context(), `CREATE TABLE effects (scope text NOT NULL, id text NOT NULL, effect text NOT NULL); CREATE INDEX ON effects (id)`); err != nil {
 		t.Fatal(err)
 	}
-	return &clients{pool: pool, client: newClient(t, pgxstore.New(pool, nil))}
+	return &clients{pool: pool, client: newClient(t, newStore(t, pool, nil))}
 }
 
 // start starts a client process.

@@ -67,9 +67,18 @@ func newLab(t *testing.T) *lab {
 	if _, err := l.pool.Exec(t.Context(), `CREATE TABLE effects (key text NOT NULL, id text PRIMARY KEY); CREATE INDEX ON effects (key)`); err != nil {
 		t.Fatal(err)
 	}
-	l.store = pgxstore.New(l.pool, nil)
+	l.store = newStore(t, l.pool, nil)
 	l.client = newClient(t, l.store)
 	return l
+}
+
+func newStore(t *testing.T, pool *pgxpool.Pool, config *pgxstore.Config) *pgxstore.Store {
+	t.Helper()
+	store, err := pgxstore.New(pool, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
 }
 
 func newClient(t *testing.T, store *pgxstore.Store) *idempotency.Client[pgx.Tx] {
@@ -209,7 +218,9 @@ func newTrial(ctx context.Context, v *variant, l *lab, point *pgcut.Point) (*tri
 	if tr.behind, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, err
 	}
-	tr.cutStore = pgxstore.New(tr.behind, storeConfig)
+	if tr.cutStore, err = pgxstore.New(tr.behind, storeConfig); err != nil {
+		return nil, err
+	}
 	tr.cutClient, err = idempotency.NewClient(tr.cutStore, clientConfig)
 	return tr, err
 }

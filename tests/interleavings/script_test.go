@@ -379,7 +379,10 @@ func leaseComplete(ctx context.Context, s *scriptedSession) string {
 func sweep(ctx context.Context, s *scriptedSession) string {
 	store := s.store
 	if s.tx != nil {
-		store = pgxstore.New(s.tx, nil)
+		var err error
+		if store, err = pgxstore.New(s.tx, nil); err != nil {
+			return errorWord(err)
+		}
 	}
 	deleted, err := store.DeleteExpired(ctx, 0)
 	if err != nil {

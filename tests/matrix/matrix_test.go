@@ -119,12 +119,21 @@ func openBench(t *testing.T, config *pgxpool.Config, storeConfig *pgxstore.Confi
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	store := pgxstore.New(pool, storeConfig)
+	store := newStore(t, pool, storeConfig)
 	client, err := idempotency.NewClient(store, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &bench{pool: pool, store: store, client: client}
+}
+
+func newStore(t *testing.T, pool *pgxpool.Pool, config *pgxstore.Config) *pgxstore.Store {
+	t.Helper()
+	store, err := pgxstore.New(pool, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
 }
 
 func effect(ctx context.Context, tx pgx.Tx, name string) error {

@@ -245,7 +245,7 @@ var table = []mutant{
 	},
 	{
 		name: "another request gets the answer", breaks: sameRequest,
-		edits: []edit{{recordFile, "if !fingerprint.Matches(record.Fingerprint) {", "if fingerprint.Bytes() == nil {"}},
+		edits: []edit{{"idempotency/record.go", "if !fingerprint.Matches(r.Fingerprint) {", "if fingerprint.Bytes() == nil {"}},
 		test:  contract + "run never executes for another fingerprint",
 	},
 	{
@@ -448,9 +448,9 @@ var table = []mutant{
 		test:  "TestPreparedStatementThatIsGone",
 	},
 	{
-		name: "a nil pool panics", breaks: honest,
-		edits: []edit{{"idempotency/pgxstore/missing.go", "value.Kind() == reflect.Pointer && value.IsNil()", "value.Kind() == reflect.Map && value.IsNil()"}},
-		test:  "TestStoreWithoutADatabase",
+		name: "a nil pool is taken for one", breaks: honest,
+		edits: []edit{{"idempotency/pgxstore/store.go", "value.Kind() == reflect.Pointer && value.IsNil()", "value.Kind() == reflect.Map && value.IsNil()"}},
+		test:  "TestNewRefusesWhatCannotWork",
 	},
 	{
 		name: "a failure that a savepoint undid runs the function again", breaks: neutral,
@@ -667,7 +667,7 @@ var table = []mutant{
 	},
 	{
 		name: "a call and its duplicates share the bytes of its answer", breaks: faithful,
-		edits: []edit{{gateFile, "record.clone(), goodAt, true", "record, goodAt, true"}},
+		edits: []edit{{gateFile, "record.Clone(), goodAt, true", "record, goodAt, true"}},
 		test:  "TestDuplicatesOfOneProcessShareOneAnswer", pkg: "idempotency",
 	},
 	{
@@ -856,12 +856,12 @@ var table = []mutant{
 	},
 	{
 		name: "a lease that ends now is still held", breaks: unstuck,
-		edits: []edit{{"idempotency/memstore/ledger.go", "record.LockedUntil.After(now)", "!record.LockedUntil.Before(now)"}},
+		edits: []edit{{"idempotency/record.go", "r.LockedUntil.After(now)", "!r.LockedUntil.Before(now)"}},
 		test:  "TestLeaseOfHours", pkg: "idempotency/memstore",
 	},
 	{
 		name: "a lease does not hold", breaks: fenced,
-		edits: []edit{{recordFile, "r.LockedUntil.Time.After(r.ReadAt.Time)", "r.LockedUntil.Time.Before(r.ReadAt.Time)"}},
+		edits: []edit{{"idempotency/record.go", "r.LockedUntil.After(now)", "r.LockedUntil.Before(now)"}},
 		test:  "TestStoreContract/new then in progress then completed replay",
 	},
 	{
@@ -871,12 +871,12 @@ var table = []mutant{
 	},
 	{
 		name: "a lease of no time", breaks: fenced,
-		edits: []edit{{"idempotency/store.go", "case lease < time.Millisecond:", "case lease < 0:"}},
+		edits: []edit{{"idempotency/beginparams.go", "case lease < time.Millisecond:", "case lease < 0:"}},
 		test:  "TestStoreContract/bad parameters are refused by name",
 	},
 	{
 		name: "leases end by the program's clock", breaks: fenced,
-		edits: []edit{{recordFile, "r.LockedUntil.Time.After(r.ReadAt.Time)", "r.LockedUntil.Time.After(time.Now())"}},
+		edits: []edit{{recordFile, "return record.Judge(fingerprint, r.ReadAt.Time)", "return record.Judge(fingerprint, time.Now())"}},
 		test:  "TestDatabasesClockDecides",
 	},
 	{
