@@ -389,6 +389,36 @@ func TestRunRetriesASwallowedFailure(t *testing.T) {
 	}
 }
 
+// Whoever runs others' functions may refuse with an error of its own.
+func TestRefusalWithTheCallersError(t *testing.T) {
+	t.Parallel()
+	pool := txPool(t)
+	errMine := errors.New("mine")
+	options := &txhelper.Options{Owned: errMine}
+	commit := func(ctx context.Context, tx pgx.Tx) error {
+		if err := tx.Commit(ctx); err != errMine { //nolint:errorlint // as it is, not wrapped
+			t.Errorf("Commit returns %v, want Options.Owned as it is", err)
+		}
+		if err := tx.Rollback(ctx); err != errMine { //nolint:errorlint // as it is, not wrapped
+			t.Errorf("Rollback returns %v, want Options.Owned as it is", err)
+		}
+		return write(ctx, tx, "undone")
+	}
+	if err := txhelper.Run(t.Context(), pool, options, commit); !errors.Is(err, errMine) || errors.Is(err, txhelper.ErrOwned) {
+		t.Errorf("Run returns %v, want Options.Owned alone", err)
+	}
+	err := txhelper.Run(t.Context(), pool, nil, func(ctx context.Context, tx pgx.Tx) error {
+		if err := txhelper.Savepoint(ctx, tx, options, commit); !errors.Is(err, errMine) {
+			t.Errorf("Savepoint returns %v, want Options.Owned", err)
+		}
+		return write(ctx, tx, "kept")
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	wantNotes(t, pool, 1)
+}
+
 // What a savepoint has undone the function has dealt with.
 func TestRunForgetsAFailureThatWasRolledBack(t *testing.T) {
 	t.Parallel()
@@ -396,7 +426,7 @@ func TestRunForgetsAFailureThatWasRolledBack(t *testing.T) {
 	options := &txhelper.Options{TxOptions: pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, Backoff: noPause}
 	for name, handle := range map[string]func(ctx context.Context, tx pgx.Tx) error{
 		"by a savepoint": func(ctx context.Context, tx pgx.Tx) error {
-			_ = txhelper.Savepoint(ctx, tx, func(ctx context.Context, tx pgx.Tx) error {
+			_ = txhelper.Savepoint(ctx, tx, nil, func(ctx context.Context, tx pgx.Tx) error {
 				_, err := tx.Exec(ctx, update)
 				return err
 			})
@@ -609,12 +639,12 @@ func TestTxNests(t *testing.T) {
 		if err := errors.Join(write(ctx, undone, "undone by Rollback"), undone.Rollback(ctx)); err != nil {
 			return err
 		}
-		if err := txhelper.Savepoint(ctx, tx, func(ctx context.Context, tx pgx.Tx) error {
+		if err := txhelper.Savepoint(ctx, tx, nil, func(ctx context.Context, tx pgx.Tx) error {
 			return write(ctx, tx, "kept by Savepoint")
 		}); err != nil {
 			return err
 		}
-		if err := txhelper.Savepoint(ctx, tx, func(ctx context.Context, tx pgx.Tx) error {
+		if err := txhelper.Savepoint(ctx, tx, nil, func(ctx context.Context, tx pgx.Tx) error {
 			if err := write(ctx, tx, "undone by an error"); err != nil {
 				return err
 			}
@@ -623,12 +653,12 @@ func TestTxNests(t *testing.T) {
 			t.Errorf("Savepoint returns %v, want the function's error as it is", err)
 		}
 		// A failed statement aborts the savepoint, not the transaction.
-		err = txhelper.Savepoint(ctx, tx, func(ctx context.Context, tx pgx.Tx) error {
+		err = txhelper.Savepoint(ctx, tx, nil, func(ctx context.Context, tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, "SELECT 1/0")
 			return err
 		})
 		wantPgError(t, err, "22012", "")
-		if err := txhelper.Savepoint(ctx, tx, func(ctx context.Context, tx pgx.Tx) error {
+		if err := txhelper.Savepoint(ctx, tx, nil, func(ctx context.Context, tx pgx.Tx) error {
 			_ = tx.Commit(ctx)
 			return write(ctx, tx, "undone by Commit in a Savepoint")
 		}); !errors.Is(err, txhelper.ErrOwned) {
@@ -640,7 +670,7 @@ func TestTxNests(t *testing.T) {
 					t.Errorf("recovered %v, want the function's value", recovered)
 				}
 			}()
-			_ = txhelper.Savepoint(ctx, tx, func(ctx context.Context, tx pgx.Tx) error {
+			_ = txhelper.Savepoint(ctx, tx, nil, func(ctx context.Context, tx pgx.Tx) error {
 				_ = write(ctx, tx, "undone by a panic")
 				panic(value)
 			})
@@ -705,7 +735,7 @@ func TestTxAfterTheEnd(t *testing.T) {
 		"Commit":   func(ctx context.Context, tx pgx.Tx) error { return tx.Commit(ctx) },
 		"Rollback": func(ctx context.Context, tx pgx.Tx) error { return tx.Rollback(ctx) },
 		"Savepoint": func(ctx context.Context, tx pgx.Tx) error {
-			return txhelper.Savepoint(ctx, tx, func(ctx context.Context, tx pgx.Tx) error { return write(ctx, tx, "savepoint") })
+			return txhelper.Savepoint(ctx, tx, nil, func(ctx context.Context, tx pgx.Tx) error { return write(ctx, tx, "savepoint") })
 		},
 		// The connection is somebody else's by now.
 		"LargeObjects": func(ctx context.Context, tx pgx.Tx) error {

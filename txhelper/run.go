@@ -38,6 +38,10 @@ type Options struct {
 	// Retryable decides which errors are tried again; an *AmbiguousCommitError
 	// never is. Defaults to IsRetryable.
 	Retryable func(error) bool
+	// Owned is the error with which the transaction that a function gets refuses
+	// Commit and Rollback, and with which the whole then fails. Defaults to
+	// ErrOwned.
+	Owned error
 	// CommitTimeout bounds the wait for the reply to a commit, which the context's
 	// cancellation does not interrupt: see Transaction.Commit. Defaults to 10
 	// seconds.
@@ -59,6 +63,9 @@ func (o *Options) withDefaults() Options {
 	}
 	if options.Retryable == nil {
 		options.Retryable = IsRetryable
+	}
+	if options.Owned == nil {
+		options.Owned = ErrOwned
 	}
 	if options.CommitTimeout <= 0 {
 		options.CommitTimeout = DefaultCommitTimeout

@@ -40,6 +40,7 @@ type Transaction struct {
 // an error no transaction is open.
 func Open(ctx context.Context, db DB, options *Options, first func(batch *pgx.Batch)) (*Transaction, error) {
 	t := &Transaction{options: options.withDefaults()}
+	t.shared.owned = t.options.Owned
 	if t.options.TxOptions.BeginQuery != "" || t.options.TxOptions.CommitQuery != "" {
 		return nil, errCustomQuery
 	}
@@ -113,7 +114,7 @@ func openNested(ctx context.Context, db DB, t *Transaction, first func(batch *pg
 }
 
 // Tx returns the transaction as other code may use it: Commit and Rollback
-// return ErrOwned and doom it. It fails with pgx.ErrTxClosed once this
+// return Options.Owned and doom it. It fails with pgx.ErrTxClosed once this
 // Transaction has ended.
 func (t *Transaction) Tx() pgx.Tx { return &t.tx }
 
@@ -122,7 +123,7 @@ func (t *Transaction) Nested() bool { return t.nested }
 
 // Cause returns the error that decides what to do after the function that used
 // Tx returned err: a retryable error that the function met and turned into
-// another one, ErrOwned or ErrEnded where it tried to end the transaction or has
+// another one, Options.Owned or ErrEnded where it tried to end the transaction or has
 // done so, or err.
 func (t *Transaction) Cause(err error) error {
 	if t.abandoned {
@@ -131,8 +132,8 @@ func (t *Transaction) Cause(err error) error {
 	if !t.conn.IsClosed() && !t.conn.PgConn().IsBusy() && t.conn.PgConn().TxStatus() == 'I' {
 		return errors.Join(ErrEnded, err)
 	}
-	if t.tx.shared.doomed.Load() && !errors.Is(err, ErrOwned) {
-		return errors.Join(ErrOwned, err)
+	if owned := t.options.Owned; t.tx.shared.doomed.Load() && !errors.Is(err, owned) {
+		return errors.Join(owned, err)
 	}
 	if seen := t.tx.shared.retryable(); seen != nil && !t.options.Retryable(err) && t.options.Retryable(seen) {
 		return seen
@@ -141,7 +142,7 @@ func (t *Transaction) Cause(err error) error {
 }
 
 // Check returns nil if the transaction can be committed, and otherwise why not:
-// ErrOwned, ErrEnded, ErrAborted, ErrRowsOpen, ErrLostBeforeCommit, or a
+// Options.Owned, ErrEnded, ErrAborted, ErrRowsOpen, ErrLostBeforeCommit, or a
 // retryable error that the user of Tx met and ignored.
 func (t *Transaction) Check() error {
 	if t.tx.shared.closed.Load() {
@@ -366,9 +367,14 @@ func (t *Transaction) release() {
 
 // Savepoint calls fn with a transaction nested in tx. Where fn returns an error
 // or panics, what it did is undone; the error is returned as it is. The nested
-// transaction refuses Commit and Rollback, as in Run.
-func Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
-	t, err := Open(ctx, savepointOf{tx}, nil, nil)
+// transaction refuses Commit and Rollback, as in Run. Of the options only Owned
+// applies; nil means its default.
+func Savepoint(ctx context.Context, tx pgx.Tx, options *Options, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	var nested Options
+	if options != nil {
+		nested.Owned = options.Owned
+	}
+	t, err := Open(ctx, savepointOf{tx}, &nested, nil)
 	if err != nil {
 		return err
 	}

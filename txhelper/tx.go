@@ -11,8 +11,8 @@ import (
 )
 
 // Tx is a transaction that belongs to somebody else: everything of a pgx.Tx
-// works but Commit and Rollback, which return ErrOwned and keep the transaction
-// from being committed. Begin nests as usual.
+// works but Commit and Rollback, which return Options.Owned and keep the
+// transaction from being committed. Begin nests as usual.
 //
 // It remembers a serialization failure or deadlock that any statement met, so
 // that its owner retries even where the error was ignored. What rolls back a
@@ -28,6 +28,8 @@ type Tx struct {
 
 // txShared is what a transaction and those nested in it have in common.
 type txShared struct {
+	// owned is Options.Owned.
+	owned  error
 	doomed atomic.Bool
 	closed atomic.Bool
 	// lost is the error that a statement met when the connection broke.
@@ -101,8 +103,8 @@ func (tx *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
 	return &Tx{Tx: base, shared: tx.shared, parent: tx}, nil
 }
 
-// Commit releases a nested transaction. Otherwise it returns ErrOwned and keeps
-// the transaction from being committed.
+// Commit releases a nested transaction. Otherwise it returns Options.Owned and
+// keeps the transaction from being committed.
 func (tx *Tx) Commit(ctx context.Context) error {
 	if tx.shared.closed.Load() {
 		return pgx.ErrTxClosed
@@ -111,11 +113,11 @@ func (tx *Tx) Commit(ctx context.Context) error {
 		return tx.note(tx.Tx.Commit(ctx))
 	}
 	tx.shared.doomed.Store(true)
-	return ErrOwned
+	return tx.shared.owned
 }
 
-// Rollback undoes a nested transaction. Otherwise it returns ErrOwned and keeps
-// the transaction from being committed.
+// Rollback undoes a nested transaction. Otherwise it returns Options.Owned and
+// keeps the transaction from being committed.
 func (tx *Tx) Rollback(ctx context.Context) error {
 	if tx.shared.closed.Load() {
 		return pgx.ErrTxClosed
@@ -128,7 +130,7 @@ func (tx *Tx) Rollback(ctx context.Context) error {
 		return tx.note(err)
 	}
 	tx.shared.doomed.Store(true)
-	return ErrOwned
+	return tx.shared.owned
 }
 
 // Exec runs a statement.

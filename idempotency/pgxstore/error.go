@@ -1,7 +1,6 @@
 package pgxstore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -225,41 +224,14 @@ func checkEncodingOf(conn *pgconn.PgConn) error {
 	}
 }
 
-// explainOwned adds the core's sentinel to txhelper's, which imports only pgx.
-func explainOwned(err error) error {
-	if errors.Is(err, txhelper.ErrOwned) || errors.Is(err, txhelper.ErrEnded) {
+// explainUnfit adds the core's sentinel to txhelper's for a transaction that cannot
+// be committed.
+func explainUnfit(err error) error {
+	switch {
+	case errors.Is(err, txhelper.ErrEnded):
 		return fmt.Errorf("%w: %w", idempotency.ErrOwned, err)
-	}
-	if errors.Is(err, txhelper.ErrAborted) || errors.Is(err, txhelper.ErrRowsOpen) {
+	case errors.Is(err, txhelper.ErrAborted), errors.Is(err, txhelper.ErrRowsOpen):
 		return fmt.Errorf("%w: %w", idempotency.ErrTxAborted, err)
 	}
 	return err
-}
-
-// ownedTx is the transaction that a caller's function gets: txhelper's, with the
-// core's sentinel in the error that refuses Commit and Rollback.
-type ownedTx struct {
-	pgx.Tx
-	// runKey is the key that Run holds by this transaction, without a row yet.
-	runKey idempotency.Key
-}
-
-// Begin starts a nested transaction, which still is under the key.
-func (tx *ownedTx) Begin(ctx context.Context) (pgx.Tx, error) {
-	nested, err := tx.Tx.Begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &ownedTx{nested, tx.runKey}, nil
-}
-
-func (tx *ownedTx) Commit(ctx context.Context) error   { return explainOwned(tx.Tx.Commit(ctx)) }
-func (tx *ownedTx) Rollback(ctx context.Context) error { return explainOwned(tx.Tx.Rollback(ctx)) }
-
-// runKey returns the key that Run holds by tx, zero if tx is not of Run.
-func runKey(tx pgx.Tx) idempotency.Key {
-	if owned, ok := tx.(*ownedTx); ok {
-		return owned.runKey
-	}
-	return idempotency.Key{}
 }

@@ -30,5 +30,5 @@ func (s *Store) retry(ctx context.Context, try func(ctx context.Context, connect
 			err = own(fmt.Errorf("%w: run: %w", cause, err))
 		}
 	}
-	return explainOwned(err)
+	return explainUnfit(err)
 }

@@ -143,6 +143,7 @@ func New(database DB, config *Config) (*Store, error) {
 		options: txhelper.Options{
 			TxOptions:     config.TxOptions,
 			MaxAttempts:   config.MaxAttempts,
+			Owned:         errOwned,
 			CommitTimeout: config.CommitTimeout,
 			Retryable: func(err error) bool {
 				// A connection that was lost before it began has been replaced already.
@@ -261,7 +262,7 @@ func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx
 // Savepoint calls fn with a transaction nested in tx. See idempotency.TxStore.
 func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
 	own := true // not an error of fn's
-	err := txhelper.Savepoint(ctx, tx, func(ctx context.Context, nested pgx.Tx) error {
+	err := txhelper.Savepoint(ctx, tx, &txhelper.Options{Owned: errOwned}, func(ctx context.Context, nested pgx.Tx) error {
 		err := fn(ctx, &ownedTx{nested, runKey(tx)})
 		own = err == nil
 		return err
@@ -276,7 +277,7 @@ func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Co
 	if cause := sentinel(err); cause != nil && (own || errors.Is(cause, idempotency.ErrSerializationFailure)) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
-	return explainOwned(err)
+	return explainUnfit(err)
 }
 
 // statement calls fn, which sends single statements that each take effect at

@@ -439,7 +439,7 @@ var table = []mutant{
 	},
 	{
 		name: "a transaction that cannot commit has no name", breaks: honest,
-		edits: []edit{{errorFile, "if errors.Is(err, txhelper.ErrAborted) || errors.Is(err, txhelper.ErrRowsOpen) {", "if errors.Is(err, txhelper.ErrAborted) && errors.Is(err, txhelper.ErrRowsOpen) {"}},
+		edits: []edit{{errorFile, "case errors.Is(err, txhelper.ErrAborted), errors.Is(err, txhelper.ErrRowsOpen):", "case err == nil:"}},
 		test:  "TestFunctionThatLeavesItsTransactionUnusable",
 	},
 	{
