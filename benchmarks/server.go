@@ -16,7 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/internal/pgserver"
-	"github.com/samecommit/samecommit/migrate"
+	"github.com/samecommit/samecommit/migrations"
 	"github.com/samecommit/samecommit/tests/pgcontainer"
 )
 
@@ -107,7 +107,7 @@ func (s *server) makeTemplate(ctx context.Context) (err error) {
 	}
 	// A database with a connection cannot be copied.
 	defer pool.Close()
-	if err := migrate.Up(ctx, pool); err != nil {
+	if err := migrations.Up(ctx, pool); err != nil {
 		return err
 	}
 	_, err = pool.Exec(ctx, tables)

@@ -17,7 +17,6 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgtest"
-	"github.com/samecommit/samecommit/migrate"
 	"github.com/samecommit/samecommit/migrations"
 )
 
@@ -34,7 +33,7 @@ func migrationFiles(t *testing.T) []string {
 // wantStatus says that exactly the first applied migrations have been applied.
 func wantStatus(t *testing.T, pool *pgxpool.Pool, applied int) {
 	t.Helper()
-	status, err := migrate.Status(t.Context(), pool)
+	status, err := migrations.Status(t.Context(), pool)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,16 +61,16 @@ func TestMigrateUpDownUp(t *testing.T) {
 	wantStatus(t, pool, 0)
 	// Twice, because processes call Up at every start.
 	for range 2 {
-		if err := migrate.Up(t.Context(), pool); err != nil {
+		if err := migrations.Up(t.Context(), pool); err != nil {
 			t.Fatal(err)
 		}
 		wantStatus(t, pool, all)
 	}
-	if recorded := count(t, pool, "SELECT count(*) FROM "+migrate.VersionTable+" WHERE version_id > 0"); recorded != all {
+	if recorded := count(t, pool, "SELECT count(*) FROM "+migrations.VersionTable+" WHERE version_id > 0"); recorded != all {
 		t.Errorf("%d applied migrations recorded after a second Up, want %d", recorded, all)
 	}
 	for applied := all - 1; applied >= 0; applied-- {
-		if err := migrate.Down(t.Context(), pool); err != nil {
+		if err := migrations.Down(t.Context(), pool); err != nil {
 			t.Fatal(err)
 		}
 		wantStatus(t, pool, applied)
@@ -81,10 +80,10 @@ func TestMigrateUpDownUp(t *testing.T) {
 			t.Errorf("%s is still there after every Down", table)
 		}
 	}
-	if err := migrate.Down(t.Context(), pool); err != nil {
+	if err := migrations.Down(t.Context(), pool); err != nil {
 		t.Errorf("Down with nothing left to undo: %v", err)
 	}
-	if err := migrate.Up(t.Context(), pool); err != nil {
+	if err := migrations.Up(t.Context(), pool); err != nil {
 		t.Fatal(err)
 	}
 	wantStatus(t, pool, all)
@@ -95,7 +94,7 @@ func TestMigrateUpDownUp(t *testing.T) {
 
 func TestMigrateDownOnAnEmptyDatabase(t *testing.T) {
 	t.Parallel()
-	if err := migrate.Down(t.Context(), pgtest.Empty(t)); err != nil {
+	if err := migrations.Down(t.Context(), pgtest.Empty(t)); err != nil {
 		t.Errorf("Down with nothing to undo: %v", err)
 	}
 }
@@ -108,7 +107,7 @@ func TestMigrateUpConcurrently(t *testing.T) {
 	var running sync.WaitGroup
 	for _, pool := range pools {
 		running.Go(func() {
-			if err := migrate.Up(t.Context(), pool); err != nil {
+			if err := migrations.Up(t.Context(), pool); err != nil {
 				t.Error(err)
 			}
 		})
@@ -116,7 +115,7 @@ func TestMigrateUpConcurrently(t *testing.T) {
 	running.Wait()
 	t.Logf("%d concurrent Up took %v", processes, time.Since(start).Round(time.Millisecond))
 	wantStatus(t, pools[0], len(migrationFiles(t)))
-	if recorded := count(t, pools[0], "SELECT count(*) FROM "+migrate.VersionTable+" WHERE version_id > 0"); recorded != len(migrationFiles(t)) {
+	if recorded := count(t, pools[0], "SELECT count(*) FROM "+migrations.VersionTable+" WHERE version_id > 0"); recorded != len(migrationFiles(t)) {
 		t.Errorf("%d migrations recorded, want %d", recorded, len(migrationFiles(t)))
 	}
 }
@@ -126,7 +125,7 @@ func TestMigrateUpTakesTurns(t *testing.T) {
 	t.Parallel()
 	const processes = 10
 	pools := poolsOfProcesses(t, processes)
-	if _, err := migrate.Status(t.Context(), pools[0]); err != nil { // makes the version table
+	if _, err := migrations.Status(t.Context(), pools[0]); err != nil { // makes the version table
 		t.Fatal(err)
 	}
 	// Whoever applies the first migration has to wait for this table. The others
@@ -141,7 +140,7 @@ func TestMigrateUpTakesTurns(t *testing.T) {
 	var running sync.WaitGroup
 	for _, pool := range pools[1:] {
 		running.Go(func() {
-			if err := migrate.Up(t.Context(), pool); err != nil {
+			if err := migrations.Up(t.Context(), pool); err != nil {
 				t.Error(err)
 			}
 		})
@@ -191,7 +190,7 @@ func TestMigrateUpWithoutCreateRights(t *testing.T) {
 	for _, statement := range []string{
 		// Up to PostgreSQL 14 everybody may create tables there.
 		"REVOKE CREATE ON SCHEMA public FROM PUBLIC",
-		"GRANT SELECT ON " + migrate.VersionTable + " TO " + role,
+		"GRANT SELECT ON " + migrations.VersionTable + " TO " + role,
 	} {
 		if _, err := owner.Exec(t.Context(), statement); err != nil {
 			t.Fatal(err)
@@ -204,7 +203,7 @@ func TestMigrateUpWithoutCreateRights(t *testing.T) {
 	if !errors.As(err, &pgErr) || pgErr.Code != "42501" {
 		t.Fatalf("CREATE TABLE as the role that this test is about: %v, want 42501", err)
 	}
-	if err := migrate.Up(t.Context(), pool); err != nil {
+	if err := migrations.Up(t.Context(), pool); err != nil {
 		t.Errorf("Up on a migrated database: %v", err)
 	}
 }
@@ -219,7 +218,7 @@ func TestMigrateUpInFrontOfATable(t *testing.T) {
 		paths []string
 	}{
 		{name: "made by Up", paths: []string{"public"}},
-		{name: "made by the application", prepare: "DROP TABLE " + migrate.VersionTable},
+		{name: "made by the application", prepare: "DROP TABLE " + migrations.VersionTable},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -259,26 +258,26 @@ func TestMigrateUpInFrontOfATable(t *testing.T) {
 			for _, path := range append(test.paths, role) {
 				config := config.Copy()
 				config.ConnConfig.RuntimeParams["search_path"] = path
-				if err := migrate.Up(t.Context(), poolWith(t, config)); err != nil {
+				if err := migrations.Up(t.Context(), poolWith(t, config)); err != nil {
 					t.Errorf("with search_path=%s: %v", path, err)
 				}
 			}
 			// Then the one in front is the role's own.
-			if err := migrate.Up(t.Context(), pool); err != nil {
+			if err := migrations.Up(t.Context(), pool); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
 
-// Where only the version table is left after migrate.Down, the tables belong
+// Where only the version table is left after migrations.Down, the tables belong
 // where it is.
 func TestMigrateUpInFrontOfAVersionTable(t *testing.T) {
 	t.Parallel()
 	config := pgtest.Config(t)
 	owner := poolWith(t, config.Copy())
 	for range migrationFiles(t) {
-		if err := migrate.Down(t.Context(), owner); err != nil {
+		if err := migrations.Down(t.Context(), owner); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -286,11 +285,11 @@ func TestMigrateUpInFrontOfAVersionTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	config.ConnConfig.RuntimeParams["search_path"] = "app, public"
-	err := migrate.Up(t.Context(), poolWith(t, config))
-	if err == nil || !strings.Contains(err.Error(), migrate.VersionTable+" is in schema public") || !strings.Contains(err.Error(), "schema app") {
+	err := migrations.Up(t.Context(), poolWith(t, config))
+	if err == nil || !strings.Contains(err.Error(), migrations.VersionTable+" is in schema public") || !strings.Contains(err.Error(), "schema app") {
 		t.Errorf("error is %v, want one that names the table and both schemas", err)
 	}
-	if hasTable(t, owner, "app."+migrate.VersionTable) || hasTable(t, owner, "app.idempotency_keys") {
+	if hasTable(t, owner, "app."+migrations.VersionTable) || hasTable(t, owner, "app.idempotency_keys") {
 		t.Error("tables were made in schema app")
 	}
 }
@@ -354,9 +353,9 @@ func TestMigrateLeavesTheApplicationsGooseAlone(t *testing.T) {
 		name    string
 		migrate func(context.Context, *pgxpool.Pool) error
 	}{
-		{"Up", migrate.Up},
-		{"Down", migrate.Down},
-		{"Up", migrate.Up},
+		{"Up", migrations.Up},
+		{"Down", migrations.Down},
+		{"Up", migrations.Up},
 	} {
 		if err := step.migrate(t.Context(), pool); err != nil {
 			t.Fatalf("%s: %v", step.name, err)
@@ -423,11 +422,11 @@ var migrateCommands = []struct {
 	run  func(context.Context, *pgxpool.Pool) error
 }{
 	{"Status", func(ctx context.Context, pool *pgxpool.Pool) error {
-		_, err := migrate.Status(ctx, pool)
+		_, err := migrations.Status(ctx, pool)
 		return err
 	}},
-	{"Up", migrate.Up},
-	{"Down", migrate.Down},
+	{"Up", migrations.Up},
+	{"Down", migrations.Down},
 }
 
 // newRole makes a role that ends with the test. Roles belong to the whole server,

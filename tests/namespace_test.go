@@ -11,7 +11,7 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgtest"
-	"github.com/samecommit/samecommit/migrate"
+	"github.com/samecommit/samecommit/migrations"
 )
 
 // schemaSettings chooses the schema that has the tenant's name.
@@ -35,7 +35,7 @@ func TestSchemasOfSettingsDoNotWaitForEachOther(t *testing.T) {
 		if _, err := pool.Exec(t.Context(), `CREATE SCHEMA `+schema); err != nil {
 			t.Fatal(err)
 		}
-		if err := migrate.Up(t.Context(), pool); err != nil {
+		if err := migrations.Up(t.Context(), pool); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/internal/pgtest"
-	"github.com/samecommit/samecommit/migrate"
+	"github.com/samecommit/samecommit/migrations"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/schema.golden.sql from the migrations")
@@ -106,7 +106,7 @@ func lines(t *testing.T, pool *pgxpool.Pool, query string, args ...any) []string
 func dumpSchema(t *testing.T, pool *pgxpool.Pool) []byte {
 	t.Helper()
 	type relation struct{ Name, Kind, Persistence, Options string }
-	rows, err := pool.Query(t.Context(), dumpTables, migrate.VersionTable)
+	rows, err := pool.Query(t.Context(), dumpTables, migrations.VersionTable)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgserver"
-	"github.com/samecommit/samecommit/migrate"
+	"github.com/samecommit/samecommit/migrations"
 )
 
 // waitingServer is a server whose commits wait for a standby that is not there.
@@ -46,7 +46,7 @@ func startWaitingServer(t *testing.T) *waitingServer {
 	local := config.Copy()
 	local.ConnConfig.RuntimeParams["synchronous_commit"] = "local"
 	pool := poolWith(t, local)
-	if err := migrate.Up(t.Context(), pool); err != nil {
+	if err := migrations.Up(t.Context(), pool); err != nil {
 		t.Fatal(err)
 	}
 	s := &waitingServer{config: config, local: newBench(t, pool, nil, nil)}

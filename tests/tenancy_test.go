@@ -15,7 +15,7 @@ import (
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/internal/pgtest"
-	"github.com/samecommit/samecommit/migrate"
+	"github.com/samecommit/samecommit/migrations"
 )
 
 // scoped is params in the scope of a tenant.
@@ -359,7 +359,7 @@ func TestSchemasDoNotShareKeys(t *testing.T) {
 	}
 	config.ConnConfig.RuntimeParams["search_path"] = "other"
 	pool := poolWith(t, config)
-	if err := migrate.Up(t.Context(), pool); err != nil {
+	if err := migrations.Up(t.Context(), pool); err != nil {
 		t.Fatal(err)
 	}
 	there := newBench(t, pool, nil, nil)

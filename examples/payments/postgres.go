@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/internal/pgserver"
-	"github.com/samecommit/samecommit/migrate"
+	"github.com/samecommit/samecommit/migrations"
 	"github.com/samecommit/samecommit/tests/pgcontainer"
 )
 
@@ -63,7 +63,7 @@ func openDatabase(ctx context.Context, connections int, logf func(string, ...any
 	if db.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("connect to database %s: %w", name, err)
 	}
-	return db, migrate.Up(ctx, db.pool)
+	return db, migrations.Up(ctx, db.pool)
 }
 
 // connect returns a connection of its own, which neither killer nor cutter

@@ -53,7 +53,7 @@ func newHandler(pool *pgxpool.Pool) (http.Handler, error) {
 
 // The handler is built as in main, and a status outside of 2xx is a call that was
 // not acknowledged. The database of the test has the table charges and those of
-// migrate.Up.
+// migrations.Up.
 func ExampleRun() {
 	var t *testing.T // the argument of your TestCharge
 	pool, err := pgxpool.New(t.Context(), os.Getenv("TEST_DATABASE_URL"))

@@ -49,7 +49,7 @@ const (
 // every call sends the statement. In which order they come does not matter.
 //
 // The database needs the tables of the handler and, for a handler on pgxstore,
-// those of migrate.Up. What the calls write stays there: use one for tests.
+// those of migrations.Up. What the calls write stays there: use one for tests.
 //
 // The connections must not be encrypted: where sslmode allows both, they are
 // not; otherwise set sslmode=disable.

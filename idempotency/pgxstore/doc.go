@@ -4,7 +4,7 @@
 //	client, err := idempotency.NewClient(store, nil)
 //
 // The table idempotency_keys must exist in the connection's search_path; package
-// migrate creates it. The statements and the reason for each are in
+// migrations creates it. The statements and the reason for each are in
 // docs/design.md.
 //
 // It imports idempotency, db, txhelper and pgx.

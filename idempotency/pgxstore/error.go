@@ -14,7 +14,7 @@ import (
 
 // ErrNotMigrated means that the table idempotency_keys, or a column of it, is
 // not there.
-var ErrNotMigrated = errors.New(`pgxstore: table "idempotency_keys" is missing or outdated: apply migration 00001_create_idempotency_keys.sql and later ones with migrate.Up, or with goose from migrations.FS, and check that the connection's search_path finds it`)
+var ErrNotMigrated = errors.New(`pgxstore: table "idempotency_keys" is missing or outdated: apply migration 00001_create_idempotency_keys.sql and later ones with migrations.Up, or with goose from migrations.FS, and check that the connection's search_path finds it`)
 
 // ErrInsufficientPrivilege means that PostgreSQL refused the store a statement
 // or a row (42501): the role lacks a grant, or row-level security hides the

@@ -17,7 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/internal/pgserver"
-	"github.com/samecommit/samecommit/migrate"
+	"github.com/samecommit/samecommit/migrations"
 )
 
 const (
@@ -113,7 +113,7 @@ func (h *host) migrated() (string, error) {
 		}
 		// A database with a connection cannot be copied.
 		defer pool.Close()
-		h.templateErr = migrate.Up(ctx, pool)
+		h.templateErr = migrations.Up(ctx, pool)
 	})
 	return h.template, h.templateErr
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/internal/pgserver"
-	"github.com/samecommit/samecommit/migrate"
+	"github.com/samecommit/samecommit/migrations"
 )
 
 // Pair is a primary and its streaming standby, servers of a test's own whose
@@ -38,7 +38,7 @@ func NewPair(t testing.TB) *Pair {
 	// The standby comes with the tables.
 	pool, err := pgxpool.New(t.Context(), p.Primary.URL)
 	if err == nil {
-		err = migrate.Up(t.Context(), pool)
+		err = migrations.Up(t.Context(), pool)
 		pool.Close()
 	}
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 
 	"github.com/samecommit/samecommit/internal/pgserver"
 	"github.com/samecommit/samecommit/internal/pgtest"
-	"github.com/samecommit/samecommit/migrate"
+	"github.com/samecommit/samecommit/migrations"
 )
 
 // upTimeout is how long a server may take to come back after a kill.
@@ -59,7 +59,7 @@ func newServer(t *testing.T) *server {
 		t.Fatal(err)
 	}
 	defer pool.Close()
-	if err := migrate.Up(t.Context(), pool); err != nil {
+	if err := migrations.Up(t.Context(), pool); err != nil {
 		t.Fatal(err)
 	}
 	return s

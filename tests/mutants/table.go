@@ -961,32 +961,32 @@ var table = []mutant{
 	},
 	{
 		name: "migrations run beside each other", breaks: upgrade,
-		edits: []edit{{"migrate/migrate.go", "\t\tgoose.WithSessionLocker(locker),\n", "\t\tgoose.WithVerbose(locker == nil),\n"}},
+		edits: []edit{{"migrations/migrate.go", "\t\tgoose.WithSessionLocker(locker),\n", "\t\tgoose.WithVerbose(locker == nil),\n"}},
 		test:  "TestMigrateUpTakesTurns",
 	},
 	{
 		name: "a search_path without a schema goes unsaid", breaks: honest,
-		edits: []edit{{"migrate/schema.go", "\tcase p.created == \"\":", "\tcase p.created == \"\" && p.temporary:"}},
+		edits: []edit{{"migrations/schema.go", "\tcase p.created == \"\":", "\tcase p.created == \"\" && p.temporary:"}},
 		test:  "TestMigrateWithoutASchema",
 	},
 	{
 		name: "an empty table in front of the one with the keys", breaks: once,
-		edits: []edit{{"migrate/schema.go", "\tcase p.keys != \"\" && p.keys != p.created:", "\tcase p.keys != \"\" && p.created == \"\":"}},
+		edits: []edit{{"migrations/schema.go", "\tcase p.keys != \"\" && p.keys != p.created:", "\tcase p.keys != \"\" && p.created == \"\":"}},
 		test:  "TestMigrateUpInFrontOfATable/made by the application",
 	},
 	{
 		name: "tables in front of the version table", breaks: once,
-		edits: []edit{{"migrate/schema.go", "\tcase p.version != \"\":", "\tcase p.version != \"\" && p.created == \"\":"}},
+		edits: []edit{{"migrations/schema.go", "\tcase p.version != \"\":", "\tcase p.version != \"\" && p.created == \"\":"}},
 		test:  "TestMigrateUpInFrontOfAVersionTable",
 	},
 	{
 		name: "a temporary table passes for the real one", breaks: once,
-		edits: []edit{{"migrate/schema.go", "\tcase p.temporary:", "\tcase p.temporary && p.created == \"\":"}},
+		edits: []edit{{"migrations/schema.go", "\tcase p.temporary:", "\tcase p.temporary && p.created == \"\":"}},
 		test:  "TestMigrateUpBehindATemporaryTable",
 	},
 	{
 		name: "migrations share the application's table", breaks: upgrade,
-		edits: []edit{{"migrate/migrate.go", "goose.WithTableName(VersionTable)", "goose.WithTableName(goose.DefaultTablename)"}},
+		edits: []edit{{"migrations/migrate.go", "goose.WithTableName(VersionTable)", "goose.WithTableName(goose.DefaultTablename)"}},
 		test:  "TestMigrateLeavesTheApplicationsGooseAlone",
 	},
 

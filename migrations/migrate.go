@@ -1,16 +1,4 @@
-// Package migrate creates and changes samecommit's tables with goose.
-//
-// It keeps its own version table, idempotency_schema_version, so an
-// application's own goose migrations are neither read nor numbered with these.
-// An application that would rather run one set of migrations copies the files
-// of package migrations into its own.
-//
-// The tables are made in the first schema of search_path that exists. Where there
-// is none, every function of this package fails and creates nothing, and so it
-// does where the tables are found in a later schema of search_path: empty ones in
-// front of them would let every operation run again. The error names both schemas
-// and the two ways out: search_path set to the one, or to the other alone.
-package migrate
+package migrations
 
 import (
 	"context"
@@ -23,8 +11,6 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
-
-	"github.com/samecommit/samecommit/migrations"
 )
 
 // VersionTable records which migrations have been applied.
@@ -92,20 +78,20 @@ func Status(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
 
 func withProvider(ctx context.Context, pool *pgxpool.Pool, command string, fn func(*goose.Provider) error) (err error) {
 	if err := checkSchema(ctx, pool); err != nil {
-		return fmt.Errorf("migrate: %s: %w", command, err)
+		return fmt.Errorf("migrations: %s: %w", command, err)
 	}
 	db := stdlib.OpenDBFromPool(pool)
 	defer func() {
 		if closeErr := db.Close(); err == nil && closeErr != nil {
-			err = fmt.Errorf("migrate: %s: %w", command, closeErr)
+			err = fmt.Errorf("migrations: %s: %w", command, closeErr)
 		}
 	}()
 	provider, err := newProvider(db)
 	if err != nil {
-		return fmt.Errorf("migrate: %s: %w", command, err)
+		return fmt.Errorf("migrations: %s: %w", command, err)
 	}
 	if err := fn(provider); err != nil {
-		return fmt.Errorf("migrate: %s: %w", command, err)
+		return fmt.Errorf("migrations: %s: %w", command, err)
 	}
 	return nil
 }
@@ -117,7 +103,7 @@ func newProvider(db *sql.DB) (*goose.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	return goose.NewProvider(goose.DialectPostgres, db, migrations.FS,
+	return goose.NewProvider(goose.DialectPostgres, db, FS,
 		goose.WithTableName(VersionTable),
 		goose.WithSessionLocker(locker),
 		goose.WithDisableGlobalRegistry(true),
