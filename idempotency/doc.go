@@ -10,15 +10,26 @@
 //	…
 //	result, err := idempotency.Do(ctx, client, idempotency.Params{
 //		Key:         idempotency.Key{Scope: "tenant-7/charge", ID: request.IdempotencyKey},
-//		Fingerprint: idempotency.FingerprintOf(request.Body),
+//		Fingerprint: idempotency.FingerprintOf("POST /charges", body),
 //	}, func(ctx context.Context, tx pgx.Tx) (Charge, error) {
 //		return charge(ctx, tx, request)
 //	})
 //
 // Do opens the transaction; DoTx works inside the caller's, and Client.WithTx
-// gives its three verbs, Begin, Complete and Get, one by one. Package pgxstore
-// keeps the keys in PostgreSQL, memstore in memory. The promises and their
-// limits are in docs/guarantees.md and docs/design.md.
+// gives its three verbs, Begin, Complete and Get, one by one. Client.Run is Do
+// without types, for answers that are bytes already. Package pgxstore keeps the
+// keys in PostgreSQL, memstore in memory. The promises and their limits are in
+// docs/guarantees.md and docs/design.md.
+//
+// # Words
+//
+//   - A claim is a hold on a key, from Begin to Complete.
+//   - A response is a type and bytes, as they are recorded.
+//   - An answer is what an operation has to say: a response, and whether its writes
+//     go. Recorded, it is what every later call gets.
+//   - A result is an answer as a Go value, or as the final error that it stands for.
+//   - A record is all that a store knows of a key: its claim, and its response.
+//   - An outcome is what a call found: new, in progress, or completed with a record.
 //
 // # What is not caught
 //

@@ -36,11 +36,6 @@ var ErrTemporaryTable = errors.New(`pgxstore: this connection has a temporary ta
 // Nothing was committed.
 var ErrRowSuppressed = errors.New(`pgxstore: the row of the key was not written, so nothing was committed: look for a row trigger or a rule on "idempotency_keys" that returns NULL or does something instead`)
 
-// ErrConstraintsImmediate means that the transaction has made the guard of
-// unfinished keys immediate, by SET CONSTRAINTS ALL IMMEDIATE for one, so that no
-// key can be begun in it.
-var ErrConstraintsImmediate = errors.New("pgxstore: the guard of unfinished keys is checked at once in this transaction: roll back, and run SET CONSTRAINTS idempotency_keys_completed_before_commit DEFERRED after SET CONSTRAINTS ALL IMMEDIATE")
-
 // ErrPreparedStatement means that a prepared statement of pgx's cache was not
 // there, or was another client's (42P05, 26000): a pooler gives one server
 // connection to several clients.
@@ -67,10 +62,6 @@ const (
 	codeUndefinedName     = "26000" // of a prepared statement
 	codeIdleInTransaction = "25P03" // idle_in_transaction_session_timeout has ended the connection
 )
-
-// guard is the constraint that keeps a key which was begun and not completed
-// from being committed.
-const guard = "idempotency_keys_completed_before_commit"
 
 // What our statements cast to a number where they must fail. PostgreSQL's message
 // quotes it in every language, and that of a policy or trigger does not.
@@ -167,25 +158,9 @@ func sentinel(err error) error {
 	return nil
 }
 
-// isGuard reports whether err is the guard's.
-func isGuard(err error) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Code == codeForeignKey && pgErr.ConstraintName == guard
-}
-
 // explain is Store.explain for a statement in the caller's transaction.
 func (v *verbs) explain(key idempotency.Key, doing string, err error) error {
 	return v.store.explain(key, doing, v.immediate(err))
-}
-
-// immediate tells an error of the guard that left the transaction aborted, as it
-// does where SET CONSTRAINTS made it immediate, from one that ended a transaction
-// of the statement's own.
-func (v *verbs) immediate(err error) error {
-	if isGuard(err) && v.tx.Conn() != nil && v.tx.Conn().PgConn().TxStatus() == 'E' {
-		return fmt.Errorf("%w: %w", ErrConstraintsImmediate, withoutDetail(err))
-	}
-	return err
 }
 
 func explainSchema(doing string, err error) error {

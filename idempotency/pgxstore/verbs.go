@@ -3,7 +3,6 @@ package pgxstore
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -161,24 +160,6 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 		}
 	}
 	return &idempotency.Outcome{State: idempotency.InProgress}, nil
-}
-
-// isOwn reports whether the transaction of q has begun the unfinished row.
-func (s *Store) isOwn(ctx context.Context, q txhelper.Querier, unfinished *row) (bool, error) {
-	return s.queries.KeyIsOwn(ctx, q, &db.KeyIsOwnParams{LockID: lockID(unfinished.key), ClaimID: unfinished.ClaimID})
-}
-
-// unfinishedError tells a key that this transaction has begun before from one
-// that was committed unfinished, which only disabled triggers allow.
-func unfinishedError(key idempotency.Key, own bool) error {
-	if own {
-		return &idempotency.KeyError{Key: key, Err: idempotency.ErrNested}
-	}
-	return strayError(key)
-}
-
-func strayError(key idempotency.Key) error {
-	return &idempotency.KeyError{Key: key, Err: fmt.Errorf("%w: its transaction was committed with the guard disabled, by a replication role or a restore: once you know that its work did not happen, run DELETE FROM idempotency_keys WHERE unfinished IS NOT NULL AND scope = $1 AND id = $2", idempotency.ErrUnfinished)}
 }
 
 func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {

@@ -124,7 +124,7 @@ var table = []mutant{
 	},
 	{
 		name: "an immediate guard looks like an ended transaction", breaks: honest,
-		edits: []edit{{errorFile, "TxStatus() == 'E'", "TxStatus() == 'T'"}},
+		edits: []edit{{"idempotency/pgxstore/guard.go", "TxStatus() == 'E'", "TxStatus() == 'T'"}},
 		test:  "TestConstraintsMadeImmediate",
 	},
 	{
