@@ -1,7 +1,6 @@
 package idempotency_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"testing"
@@ -101,7 +100,7 @@ func TestDeleteExpiredOfAStoreThatIsNoSweeper(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if deleted, err := client.DeleteExpired(context.Background(), 0); deleted != 0 || err != nil {
+	if deleted, err := client.DeleteExpired(t.Context(), 0); deleted != 0 || err != nil {
 		t.Errorf("%d, %v; want 0", deleted, err)
 	}
 }

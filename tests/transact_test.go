@@ -101,8 +101,9 @@ func TestTransactThatIsIdleForTooLong(t *testing.T) {
 		if err := effect(ctx, tx, "k"); err != nil {
 			return err
 		}
-		waitFor(t, func() bool {
-			return count(t, b.pool, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, tx.Conn().PgConn().PID()) == 0
+		pid := tx.Conn().PgConn().PID()
+		waitFor(t, func() bool { //nolint:contextcheck // The context of the test, by another connection.
+			return count(t, b.pool, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, pid) == 0
 		})
 		return nil
 	})
