@@ -746,6 +746,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/pgxstore"
 )
 
 func use(...any) {}
