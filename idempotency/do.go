@@ -79,15 +79,15 @@ func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params P
 type typedOperation[T, TTx any] struct {
 	operation[TTx]
 	codec resultCodec[T]
-	typed func(ctx context.Context, tx TTx) (T, error)
-	// given is the result of the last run of typed as it has been read back, and
+	fn    func(ctx context.Context, tx TTx) (T, error)
+	// given is the result of the last run of fn as it has been read back, and
 	// givenErr its final error.
 	given    Result[T]
 	givenErr error
 }
 
 func newTypedOperation[T, TTx any](client *Client[TTx], params *Params, fn func(context.Context, TTx) (T, error)) (*typedOperation[T, TTx], error) {
-	op := &typedOperation[T, TTx]{typed: fn}
+	op := &typedOperation[T, TTx]{fn: fn}
 	if err := op.init(client, params); err != nil {
 		return nil, err
 	}
@@ -98,14 +98,14 @@ func newTypedOperation[T, TTx any](client *Client[TTx], params *Params, fn func(
 	if op.codec, err = newResultCodec[T](client.settings.Codec); err != nil {
 		return nil, err
 	}
-	op.fn = op.encoded
+	op.asked = op
 	return op, nil
 }
 
-// encoded calls the typed function and encodes what it returns.
-func (o *typedOperation[T, TTx]) encoded(ctx context.Context, tx TTx) (answer Answer, err error) {
+// answer calls fn and encodes what it returns.
+func (o *typedOperation[T, TTx]) answer(ctx context.Context, tx TTx) (answer Answer, err error) {
 	settings := o.client.settings
-	value, err := o.typed(ctx, tx)
+	value, err := o.fn(ctx, tx)
 	if err != nil {
 		answer, err = settings.finalAnswer(o.begin.Key, err)
 	} else {

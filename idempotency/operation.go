@@ -11,12 +11,22 @@ import (
 type operation[TTx any] struct {
 	client *Client[TTx]
 	begin  BeginParams
-	fn     func(ctx context.Context, tx TTx) (Answer, error)
-	// running says that fn was called and has not returned.
+	asked  answerer[TTx]
+	// running says that asked has not answered yet.
 	running bool
 	// state is where the key stands, as far as the call has found out.
 	state State
 }
+
+// answerer is the function of an operation. It is an interface so that a typed
+// operation is its own: a method value would be one more allocation.
+type answerer[TTx any] interface {
+	answer(ctx context.Context, tx TTx) (Answer, error)
+}
+
+type answerFunc[TTx any] func(ctx context.Context, tx TTx) (Answer, error)
+
+func (f answerFunc[TTx]) answer(ctx context.Context, tx TTx) (Answer, error) { return f(ctx, tx) }
 
 func (o *operation[TTx]) init(client *Client[TTx], params *Params) error {
 	if client == nil {
@@ -35,7 +45,7 @@ func (o *operation[TTx]) run(ctx context.Context, wait time.Duration) (outcome *
 	outcome, shared, err = o.client.gate.do(ctx, &o.begin, wait, func(p *pass) (*Outcome, error) {
 		return o.client.store.Run(ctx, &o.begin, func(ctx context.Context, tx TTx) (Answer, error) {
 			p.running()
-			return o.answer(ctx, tx)
+			return o.ask(ctx, tx)
 		})
 	})
 	o.state = outcomeState(outcome)
@@ -63,7 +73,7 @@ func (o *operation[TTx]) runTx(ctx context.Context, tx TTx, wait time.Duration) 
 	}
 	var answer Answer
 	err = o.client.store.Savepoint(ctx, tx, func(ctx context.Context, tx TTx) error {
-		answer, err = o.answer(ctx, tx)
+		answer, err = o.ask(ctx, tx)
 		if err == nil && answer.UndoWrites {
 			return errUndo
 		}
@@ -80,13 +90,13 @@ func (o *operation[TTx]) runTx(ctx context.Context, tx TTx, wait time.Duration) 
 	return &Outcome{State: Completed, Record: record, Executed: true}, nil
 }
 
-// answer calls fn in a context that marks the key as held until fn has returned,
-// and refuses what is not to be recorded.
-func (o *operation[TTx]) answer(ctx context.Context, tx TTx) (Answer, error) {
+// ask calls the function in a context that marks the key as held until it has
+// returned, and refuses what is not to be recorded.
+func (o *operation[TTx]) ask(ctx context.Context, tx TTx) (Answer, error) {
 	ctx, done := o.client.settings.hold(ctx, o.begin.Key)
 	defer done()
 	o.running = true
-	answer, err := o.fn(ctx, tx)
+	answer, err := o.asked.answer(ctx, tx)
 	o.running = false
 	if err == nil {
 		err = answer.Response.Validate()
@@ -100,7 +110,7 @@ func (o *operation[TTx]) answer(ctx context.Context, tx TTx) (Answer, error) {
 	return answer, nil
 }
 
-// traced ends the trace of the call, also where fn panicked or called
+// traced ends the trace of the call, also where the function panicked or called
 // runtime.Goexit: then nothing else was set.
 func (o *operation[TTx]) traced(end func(State, bool, error), replayed bool, err error) {
 	if o.running {

@@ -12,7 +12,7 @@ import "context"
 // Calls that waited for one answer may have the bytes of the body in common: do
 // not change them. The outcome is Completed where err is nil; the errors are Do's.
 func (c *Client[TTx]) Run(ctx context.Context, params Params, fn func(ctx context.Context, tx TTx) (Answer, error)) (outcome *Outcome, err error) {
-	op := &operation[TTx]{fn: fn}
+	op := &operation[TTx]{asked: answerFunc[TTx](fn)}
 	if err := op.init(c, &params); err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package tests_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -63,6 +64,12 @@ func TestDatabasesClockDecides(t *testing.T) {
 		t.Fatal(err)
 	}
 	begin(b, "answer", idempotency.Completed)
+	if _, err := b.store.Get(t.Context(), leased("answer", 0).Key); err != nil {
+		t.Errorf("Get of the answer: %v", err)
+	}
+	if _, err := later.store.Get(t.Context(), leased("answer", 0).Key); !errors.Is(err, idempotency.ErrNotFound) {
+		t.Errorf("Get by the other clock: %v, want ErrNotFound", err)
+	}
 	begin(later, "answer", idempotency.New)
 }
 

@@ -379,7 +379,7 @@ var table = []mutant{
 	},
 	{
 		name: "a lost reply means committed", breaks: keeps,
-		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous, sent)\n", "\t\t_, _ = ambiguous, sent\n\t\treturn r.finished(response, written), true, nil\n"}},
+		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous, sent)\n", "\t\t_, _ = ambiguous, sent\n\t\treturn r.finished(response, written), nil\n"}},
 		test:  "TestLostReplyToCommitIsResolved/not committed",
 	},
 	{
@@ -672,7 +672,7 @@ var table = []mutant{
 	},
 	{
 		name: "each duplicate copies the answer", breaks: bounded,
-		edits: []edit{{gateFile, "Record: answer.share()}", "Record: answer.clone()}"}},
+		edits: []edit{{gateFile, "Record: answer.share()}", "Record: answer.Clone()}"}},
 		test:  "TestSharedAnswerIsNotCopied", pkg: "idempotency",
 	},
 	{
@@ -903,8 +903,13 @@ var table = []mutant{
 	// Expiry and the sweep.
 	{
 		name: "an expired answer replays", breaks: retention,
-		edits: []edit{{recordFile, "return r.completed() && r.ExpiresAt.Time.After(r.ReadAt.Time)", "return r.completed()"}},
+		edits: []edit{{"idempotency/record.go", "case r.State == Completed && r.ExpiresAt.After(now):", "case r.State == Completed:"}},
 		test:  "TestTimeOfALongTransaction",
+	},
+	{
+		name: "an expired answer can be read", breaks: retention,
+		edits: []edit{{recordFile, "return r.completed() && r.ExpiresAt.Time.After(r.ReadAt.Time)", "return r.completed()"}},
+		test:  "TestDatabasesClockDecides",
 	},
 	{
 		name: "the sweep deletes what is in progress", breaks: retention,
