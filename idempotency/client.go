@@ -2,6 +2,8 @@ package idempotency
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 )
 
@@ -30,7 +32,8 @@ func NewClient[TTx any](store TxStore[TTx], config *Config) (*Client[TTx], error
 }
 
 // Config returns the client's configuration with the defaults filled in, and
-// without KeySecret.
+// without KeySecret. A client made of it without the secret has other keys, under
+// which every operation runs again.
 func (c *Client[TTx]) Config() Config {
 	config := c.settings.Config
 	config.FinalErrors = slices.Clone(config.FinalErrors)
@@ -54,11 +57,12 @@ func (c *Client[TTx]) Get(ctx context.Context, key Key) (record *Record, err err
 // transaction of its own, and returns how many. It never deletes a record in
 // progress. A limit of 0 means DefaultDeleteLimit, 1,000. Run it from time to time,
 // and repeat it until it returns less than the limit. A store that is no Sweeper
-// deletes by itself: there it does nothing and returns 0.
+// is asked for nothing, and the error is errors.ErrUnsupported: one that wraps
+// another store must have the method too.
 func (c *Client[TTx]) DeleteExpired(ctx context.Context, limit int) (int, error) {
 	sweeper, ok := c.store.(Sweeper)
 	if !ok {
-		return 0, nil
+		return 0, fmt.Errorf("idempotency: %T has no DeleteExpired: a store that wraps another must pass it on, and one that drops expired records by itself needs none: %w", c.store, errors.ErrUnsupported)
 	}
 	return sweeper.DeleteExpired(ctx, limit)
 }

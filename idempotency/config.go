@@ -19,10 +19,10 @@ type Config struct {
 	// TTL is how long an answer replays where Params.TTL is zero, which says how
 	// long it should be. At least a microsecond. Defaults to 24 hours.
 	TTL time.Duration
-	// Wait is how long Do waits for another holder of the key where Params.Wait
+	// Wait is how long Do and Run wait for another holder of the key where Params.Wait
 	// is zero. Defaults to 2 seconds; NoWait fails at once.
 	Wait time.Duration
-	// MaxWaiters is how many calls of Do, of all keys together, may wait in
+	// MaxWaiters is how many calls of Do and Run, of all keys together, may wait in
 	// memory for other calls of this client; one more fails at once with
 	// ErrOverloaded.
 	// Defaults to 10,000.

@@ -31,6 +31,22 @@
 //   - A record is all that a store knows of a key: its claim, and its response.
 //   - An outcome is what a call found: new, in progress, or completed with a record.
 //
+// # Stores
+//
+// What a store is, and may also be:
+//
+//   - Verbs are the contract, and package storetest checks them;
+//   - a Store keeps them at once for everybody, and holds running keys by leases;
+//   - a TxStore also holds keys by a transaction, and is what a Client needs;
+//   - a Sweeper has to be told to delete what has expired;
+//   - BatchVerbs, of a TxStore's WithTx, take many keys at once;
+//   - a PerCallerStore, or NamespaceStore, answers each caller for itself.
+//
+// The last three are found by a type assertion. What all stores have to do alike is
+// exported: BeginParams, Claim, Key and Response validate themselves, Key.Digest
+// stands for a key, Record.Judge says what a record means to a claim, Record.Clone
+// keeps callers out of it, and Fingerprint.Text and ClaimID.String can be parsed.
+//
 // # What is not caught
 //
 // The function given to Do must act through its tx only. A pool or an outer

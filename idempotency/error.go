@@ -34,16 +34,17 @@ var (
 	ErrUnfinished = errors.New("idempotency: key was begun and not completed")
 	// ErrOutcomeUnknown means that the reply to a commit was lost, and what became of it
 	// could not be found out in time. Call again with the same key: that
-	// replays the answer if it was committed and runs the operation if not.
+	// replays the answer if it was committed and runs the operation if not. Transact
+	// has no key: after it, calling again may do the work twice.
 	ErrOutcomeUnknown = errors.New("idempotency: outcome of commit is unknown")
 	// ErrOverloaded means that this process could not ask the store about the key in
 	// time: more calls wait than Config.MaxWaiters allows, or the store has not
 	// answered within the wait. Nothing was run, and nothing is known of the key.
 	ErrOverloaded = errors.New("idempotency: too many calls wait, or the store does not answer")
 	// ErrUnavailable means that the store could not be reached, or lost its connection
-	// before the commit was sent: nothing was committed. Call again with the same
+	// before the commit was sent: nothing was committed. Call again, with the same
 	// key. Where the context of the call ended first, the error is also its cause.
-	ErrUnavailable = errors.New("idempotency: store is unavailable, nothing was committed: call again with the same key")
+	ErrUnavailable = errors.New("idempotency: store is unavailable, nothing was committed: call again, with the same key if there is one")
 	// ErrSerializationFailure means that the database could not fit the transaction in
 	// among concurrent ones, by a serialization failure or a deadlock. Roll it back
 	// and run all of it again. Do has done that already, as often as the store allows.

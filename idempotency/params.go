@@ -24,8 +24,8 @@ type Params struct {
 	// while another call runs the operation no longer undoes what that call did.
 	// At least a microsecond. Defaults to Config.TTL.
 	TTL time.Duration
-	// Wait bounds how long a call waits for another holder of the key. Do
-	// defaults to Config.Wait. DoTx and TxClient.Begin, which would wait on the
+	// Wait bounds how long a call waits for another holder of the key. Do and Run
+	// default to Config.Wait. DoTx and TxClient.Begin, which would wait on the
 	// caller's own connection, default to NoWait. BeginMany does not wait.
 	Wait time.Duration
 }

@@ -53,7 +53,7 @@ type Outcome struct {
 
 // LogValue returns, for slog, the state and what Record and Claim reveal.
 func (o *Outcome) LogValue() slog.Value {
-	attrs := []slog.Attr{slog.String("state", o.State.String())}
+	attrs := []slog.Attr{slog.String("state", o.State.String()), slog.Bool("executed", o.Executed)}
 	if o.Claim != nil {
 		attrs = append(attrs, slog.Any("claim", o.Claim))
 	}
@@ -195,8 +195,11 @@ func (r *Record) Judge(fingerprint Fingerprint, now time.Time) (*Outcome, error)
 	return nil, nil //nolint:nilnil // The record stops nobody, which is no error.
 }
 
-// Clone returns a copy that shares nothing with r.
+// Clone returns a copy that shares nothing with r, nil for nil.
 func (r *Record) Clone() *Record {
+	if r == nil {
+		return nil
+	}
 	cloned := r.share()
 	if r.Response != nil {
 		cloned.Response.Body = slices.Clone(r.Response.Body)

@@ -84,23 +84,26 @@ func TestCloneSharesNothing(t *testing.T) {
 	if string(record.Response.Body) != "body" || record.Response.Type != "bytes" || record.State != idempotency.Completed {
 		t.Errorf("%+v has changed", record)
 	}
+	if cloned := (*idempotency.Record)(nil).Clone(); cloned != nil {
+		t.Error("a record has been made of none")
+	}
 	if cloned := (&idempotency.Record{Response: &idempotency.Response{Body: []byte{}}}).Clone(); cloned.Response.Body == nil {
 		t.Error("an empty body has become none")
 	}
 }
 
-// selfCleaning is a store that is no Sweeper.
-type selfCleaning struct {
+// wrapped is a store that hides what else the one inside is.
+type wrapped struct {
 	idempotency.TxStore[*memstore.Tx]
 }
 
 func TestDeleteExpiredOfAStoreThatIsNoSweeper(t *testing.T) {
 	t.Parallel()
-	client, err := idempotency.NewClient(selfCleaning{memstore.New[*memstore.Tx](nil)}, nil)
+	client, err := idempotency.NewClient(wrapped{memstore.New[*memstore.Tx](nil)}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if deleted, err := client.DeleteExpired(t.Context(), 0); deleted != 0 || err != nil {
-		t.Errorf("%d, %v; want 0", deleted, err)
+	if deleted, err := client.DeleteExpired(t.Context(), 0); deleted != 0 || !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("%d, %v; want ErrUnsupported", deleted, err)
 	}
 }

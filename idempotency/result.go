@@ -7,8 +7,8 @@ import (
 
 // Result is the answer of an operation.
 type Result[T any] struct {
-	// Value is decoded from the record, for the first caller too, so first and
-	// replayed answers cannot differ.
+	// Value is decoded from the bytes that are recorded, for the first caller too,
+	// so first and replayed answers cannot differ.
 	Value T
 	// Replayed says that an earlier call ran the operation, not this one.
 	Replayed bool

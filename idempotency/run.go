@@ -9,8 +9,8 @@ import "context"
 // recorded all the same. An error from fn is never recorded, also one that Final
 // marks.
 //
-// Calls that waited for one answer may have the bytes of the body in common: do
-// not change them. The outcome is Completed where err is nil; the errors are Do's.
+// Calls that waited for one answer may have the bytes of the body in common, also
+// with the response that fn returned: do not change them. The outcome is Completed where err is nil; the errors are Do's.
 func (c *Client[TTx]) Run(ctx context.Context, params Params, fn func(ctx context.Context, tx TTx) (Answer, error)) (outcome *Outcome, err error) {
 	op := &operation[TTx]{asked: answerFunc[TTx](fn)}
 	if err := op.init(c, &params); err != nil {
@@ -27,12 +27,13 @@ func (c *Client[TTx]) Run(ctx context.Context, params Params, fn func(ctx contex
 
 // Transact runs fn in a transaction like Do's, without a key: for a request that
 // came without one. fn's writes commit together or not at all. fn may run again
-// after a serialization failure or a deadlock, and an error from fn rolls back and
-// is returned. The tx given to fn refuses Commit and Rollback.
+// before that commit, after a serialization failure or a deadlock, so it must act
+// through tx only. An error from fn rolls back and is returned. The tx given to fn
+// refuses Commit and Rollback.
 //
 // A lost reply to the commit is ErrOutcomeUnknown, and without a key nobody can
-// find out. Other errors are ErrInvalidParams, ErrOwned, ErrTxAborted,
-// ErrUnavailable, ErrSerializationFailure and ErrReadOnly.
+// find out: calling again may do the work twice. Other errors are ErrInvalidParams,
+// ErrOwned, ErrTxAborted, ErrUnavailable and ErrSerializationFailure.
 func (c *Client[TTx]) Transact(ctx context.Context, fn func(ctx context.Context, tx TTx) error) (err error) {
 	switch {
 	case c == nil:

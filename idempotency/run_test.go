@@ -5,6 +5,8 @@ import (
 	"errors"
 	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -144,6 +146,46 @@ func TestRunRefuses(t *testing.T) {
 	}
 	if _, err := client.Get(t.Context(), testParams("k").Key); !errors.Is(err, idempotency.ErrNotFound) {
 		t.Errorf("Get: %v, want ErrNotFound", err)
+	}
+}
+
+// Calls of Run for one key wait in memory and share the answer, as those of Do.
+func TestRunsOfOneKeyShareTheAnswer(t *testing.T) {
+	t.Parallel()
+	const calls = 20
+	client, _ := newClient(t, &idempotency.Config{MaxSharedBytes: 1}) // which is about results, and Run has none
+	body := make([]byte, 1<<10)
+	var group sync.WaitGroup
+	var executed, shared atomic.Int32
+	holding, arrived := make(chan struct{}), make(chan struct{}, calls)
+	call := func() {
+		outcome, err := client.Run(t.Context(), waiting(time.Minute), func(context.Context, *memstore.Tx) (idempotency.Answer, error) {
+			close(holding) // a second run would panic
+			for range calls {
+				<-arrived
+			}
+			return idempotency.Answer{Response: &idempotency.Response{Type: "http", Body: body}}, nil
+		})
+		switch {
+		case err != nil:
+			t.Error(err)
+		case outcome.Executed:
+			executed.Add(1)
+		case len(outcome.Record.Response.Body) == len(body):
+			shared.Add(1)
+		}
+	}
+	group.Go(call)
+	<-holding
+	for range calls {
+		group.Go(func() {
+			arrived <- struct{}{}
+			call()
+		})
+	}
+	group.Wait()
+	if executed.Load() != 1 || shared.Load() != calls {
+		t.Errorf("%d calls ran, %d have the answer; want 1 and %d", executed.Load(), shared.Load(), calls)
 	}
 }
 

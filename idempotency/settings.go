@@ -1,5 +1,7 @@
 package idempotency
 
+import "slices"
+
 // settings is a Config with its defaults filled in, and what a client makes of
 // it. Its address is the client's identity.
 type settings struct {
@@ -15,6 +17,7 @@ func newSettings(config *Config) (*settings, error) {
 	}
 	s := &settings{Config: withDefaults, storedKey: withDefaults.KeySecret.keyMapper()}
 	s.KeySecret = nil // nothing asks for it any more
+	s.FinalErrors = slices.Clone(s.FinalErrors)
 	return s, nil
 }
 

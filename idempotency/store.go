@@ -5,20 +5,6 @@ import (
 	"time"
 )
 
-// What a store is, and may also be:
-//
-//   - Verbs are the contract, and package storetest checks them;
-//   - a Store keeps them at once for everybody, and holds running keys by leases;
-//   - a TxStore also holds keys by a transaction, and is what a Client needs;
-//   - a Sweeper has to be told to delete what has expired;
-//   - BatchVerbs, of a TxStore's WithTx, take many keys at once;
-//   - a PerCallerStore, or NamespaceStore, answers each caller for itself.
-//
-// The last three are found by a type assertion. What all stores have to do alike is
-// exported: BeginParams, Claim, Key and Response validate themselves, Key.Digest
-// stands for a key, Record.Judge says what a record means to a claim, Record.Clone
-// keeps callers out of it, and Fingerprint.Text and ClaimID.String can be parsed.
-
 // Verbs is the contract that every store keeps, and the whole of it for many:
 // claim a key, record its answer, read its record.
 //
@@ -66,7 +52,7 @@ type TxStore[TTx any] interface {
 	// Run tries once to claim the key in a transaction of its own, calls fn in
 	// it, and commits fn's writes together with the response of fn's answer.
 	// Outcome.Executed tells whether that commit is the one that the outcome
-	// reports; otherwise it is InProgress or somebody else's Completed.
+	// reports, with the answer of fn's last run; otherwise it is InProgress or somebody else's Completed.
 	//
 	// Where fn returns an error, panics or calls runtime.Goexit, everything is
 	// rolled back. Where the answer has UndoWrites set, fn's writes are
@@ -86,7 +72,8 @@ type TxStore[TTx any] interface {
 }
 
 // Sweeper is what a Store also is whose expired records stay until they are
-// deleted, as in a table. A store that drops them by itself is none.
+// deleted, as in a table. A store that drops them by itself is none. It is found by
+// a type assertion: a store that wraps another must have the method too.
 type Sweeper interface {
 	// DeleteExpired deletes at most limit expired records, oldest first, and
 	// returns how many. It never deletes a record in progress. A limit of 0 means

@@ -42,8 +42,8 @@ type TraceStartData struct {
 type TraceEndData struct {
 	Operation Operation
 	// State is where the key stands: New after a Begin that claimed it,
-	// Completed after Do. It is zero where the call did not find out or did not
-	// return, and after BeginMany, where every key has its own.
+	// Completed after Do and Run. It is zero where the call did not find out or did
+	// not return, after Transact, and after BeginMany, where every key has its own.
 	State State
 	// Replayed says that the answer is an earlier call's.
 	Replayed bool

@@ -416,7 +416,7 @@ func TestUnmigratedDatabaseNamesTheMigration(t *testing.T) {
 	}
 }
 
-// migrateCommands are the functions of package migrate.
+// migrateCommands are the functions of package migrations.
 var migrateCommands = []struct {
 	name string
 	run  func(context.Context, *pgxpool.Pool) error

@@ -112,6 +112,65 @@ func TestTransactThatIsIdleForTooLong(t *testing.T) {
 	}
 }
 
+func TestTransactThatCannotCommit(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		spoil func(ctx context.Context, tx pgx.Tx) error
+		want  error
+	}{
+		"an error that was ignored": {func(ctx context.Context, tx pgx.Tx) error { _ = raise(ctx, tx, "P0001"); return nil }, idempotency.ErrTxAborted},
+		"rows that are still open": {func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Query(ctx, `SELECT generate_series(1, 2)`) //nolint:sqlclosecheck,rowserrcheck // The mistake.
+			return err
+		}, idempotency.ErrTxAborted},
+		"a ROLLBACK as SQL": {func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Exec(ctx, `ROLLBACK`); return err }, idempotency.ErrOwned},
+		"a commit in a savepoint of txhelper's": {func(ctx context.Context, tx pgx.Tx) error {
+			return txhelper.Savepoint(ctx, tx, nil, func(ctx context.Context, tx pgx.Tx) error { return tx.Commit(ctx) })
+		}, idempotency.ErrOwned},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, pgtest.DB(t), nil, nil)
+			runs := 0
+			err := b.client.Transact(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
+				runs++
+				return errors.Join(effect(ctx, tx, "k"), test.spoil(ctx, tx))
+			})
+			if !errors.Is(err, test.want) || runs != 1 || b.effects(t, "k") != 0 {
+				t.Errorf("%v, %d runs, %d effects; want %v, 1 run and no effect", err, runs, b.effects(t, "k"), test.want)
+			}
+		})
+	}
+}
+
+// What is lost before COMMIT was sent has left nothing, and is run once more.
+func TestTransactThatLosesItsConnection(t *testing.T) {
+	t.Parallel()
+	for name, losses := range map[string]int{"once": 1, "each time": 2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, pgtest.DB(t), nil, nil)
+			runs := 0
+			err := b.client.Transact(t.Context(), func(ctx context.Context, tx pgx.Tx) error {
+				runs++
+				if err := effect(ctx, tx, "k"); err != nil || runs > losses {
+					return err
+				}
+				// The function ignores what its last statement met.
+				err := tx.Conn().PgConn().Conn().Close()
+				_, _ = tx.Exec(ctx, `SELECT`)
+				return err
+			})
+			if losses == 1 && (err != nil || runs != 2 || b.effects(t, "k") != 1) {
+				t.Errorf("%v, %d runs, %d effects; want 2 runs and 1 effect", err, runs, b.effects(t, "k"))
+			}
+			if losses == 2 && (!errors.Is(err, idempotency.ErrUnavailable) || errors.Is(err, idempotency.ErrOutcomeUnknown) || runs != 2 || b.effects(t, "k") != 0) {
+				t.Errorf("%v, %d runs, %d effects; want ErrUnavailable, 2 runs and no effect", err, runs, b.effects(t, "k"))
+			}
+		})
+	}
+}
+
 func TestTransactHasTheSettings(t *testing.T) {
 	t.Parallel()
 	errNoTenant := errors.New("no tenant")

@@ -367,12 +367,12 @@ func (t *Transaction) release() {
 
 // Savepoint calls fn with a transaction nested in tx. Where fn returns an error
 // or panics, what it did is undone; the error is returned as it is. The nested
-// transaction refuses Commit and Rollback, as in Run. Of the options only Owned
-// applies; nil means its default.
+// transaction refuses Commit and Rollback, as in Run. Of the options only Owned,
+// CommitTimeout and RollbackTimeout apply; nil means their defaults.
 func Savepoint(ctx context.Context, tx pgx.Tx, options *Options, fn func(ctx context.Context, tx pgx.Tx) error) error {
 	var nested Options
 	if options != nil {
-		nested.Owned = options.Owned
+		nested = Options{Owned: options.Owned, CommitTimeout: options.CommitTimeout, RollbackTimeout: options.RollbackTimeout}
 	}
 	t, err := Open(ctx, savepointOf{tx}, &nested, nil)
 	if err != nil {

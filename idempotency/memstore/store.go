@@ -14,9 +14,14 @@ type Store[TTx any] struct {
 	newTx  func(*Tx) TTx
 }
 
+var (
+	_ idempotency.TxStore[*Tx] = (*Store[*Tx])(nil)
+	_ idempotency.Sweeper      = (*Store[*Tx])(nil)
+)
+
 // New returns an empty store. newTx makes the caller's transaction type out of
-// the one in memory. Where it is nil, functions given to Run and Savepoint get
-// the *Tx itself if TTx can hold it, and the zero TTx otherwise.
+// the one in memory. Where it is nil, functions given to Run, Transact and
+// Savepoint get the *Tx itself if TTx can hold it, and the zero TTx otherwise.
 func New[TTx any](newTx func(*Tx) TTx) *Store[TTx] {
 	if newTx == nil {
 		newTx = func(tx *Tx) TTx {

@@ -13,24 +13,25 @@ import (
 // that the call which handed it out has returned. Open a new one.
 var ErrTxClosed = fmt.Errorf("memstore: %w", idempotency.ErrTxEnded)
 
-var errOwned = fmt.Errorf("memstore: commit and rollback are refused inside Run and Savepoint; return from the function instead: %w", idempotency.ErrOwned)
+var errOwned = fmt.Errorf("memstore: commit and rollback are refused inside Run, Transact and Savepoint; return from the function instead: %w", idempotency.ErrOwned)
 
 // errUndo makes nested undo the writes of an operation whose answer is recorded
 // nevertheless.
 var errUndo = errors.New("memstore: undo")
 
 // Tx is a transaction in memory: keys, and functions that stand for the
-// caller's writes. Store.NewTx opens one; Run and Savepoint hand out theirs.
+// caller's writes. Store.NewTx opens one; Run, Transact and Savepoint hand out
+// theirs.
 type Tx struct {
 	ledger *ledger
 	work   *work
-	// owned marks what Run and Savepoint hand out. misused is set when such a
+	// owned marks what Run, Transact and Savepoint hand out. misused is set when such a
 	// transaction was told to end, closed when it was taken back.
 	owned, misused, closed bool
 }
 
-// work is what a transaction has done so far. The transactions that Run and
-// Savepoint hand out share it with the one they were made from.
+// work is what a transaction has done so far. The transactions that Run, Transact
+// and Savepoint hand out share it with the one they were made from.
 type work struct {
 	writes  map[idempotency.Key]*idempotency.Record
 	effects []func()
@@ -62,8 +63,8 @@ func (t *Tx) OnCommit(fn func()) {
 // Commit makes the keys visible to everybody and runs what OnCommit was given.
 // Where it returns an error everything is rolled back: ErrUnfinished for a key
 // that was begun and not completed, the first error for a transaction in which
-// Complete failed. It is ErrTxClosed after the end, and ErrOwned in Run and
-// Savepoint.
+// Complete failed. It is ErrTxClosed after the end, and ErrOwned in Run,
+// Transact and Savepoint.
 func (t *Tx) Commit(context.Context) error {
 	t.ledger.mu.Lock()
 	defer t.ledger.mu.Unlock()
@@ -75,7 +76,7 @@ func (t *Tx) Commit(context.Context) error {
 
 // Rollback frees the keys and forgets what OnCommit was given. It is
 // ErrTxClosed after the end, which a deferred call can ignore, and ErrOwned in
-// Run and Savepoint.
+// Run, Transact and Savepoint.
 func (t *Tx) Rollback(context.Context) error {
 	t.ledger.mu.Lock()
 	defer t.ledger.mu.Unlock()

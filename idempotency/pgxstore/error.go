@@ -21,7 +21,7 @@ var ErrNotMigrated = errors.New(`pgxstore: table "idempotency_keys" is missing o
 // scope from it.
 var ErrInsufficientPrivilege = errors.New(`pgxstore: PostgreSQL refused access to "idempotency_keys": check the role's grants and, under row-level security, that Config.Settings sets the tenant of the key's scope, or in WithTx and DoTx the caller: docs/tenancy.md`)
 
-// ErrTableMoved means that the function of Do set search_path, or made a temporary
+// ErrTableMoved means that the function of Do or Run set search_path, or made a temporary
 // table, so that "idempotency_keys" is another table than the one that was asked
 // for the key. Nothing was committed.
 var ErrTableMoved = errors.New(`pgxstore: search_path finds another "idempotency_keys" than when the operation began, so nothing was committed: set search_path for the whole transaction with Config.Settings, or on the connection, and name no temporary table so`)
@@ -203,7 +203,8 @@ func checkEncodingOf(conn *pgconn.PgConn) error {
 // be committed.
 func explainUnfit(err error) error {
 	switch {
-	case errors.Is(err, txhelper.ErrEnded):
+	case errors.Is(err, txhelper.ErrEnded), errors.Is(err, txhelper.ErrOwned) && !errors.Is(err, idempotency.ErrOwned):
+		// The second is of a transaction of txhelper's inside ours, or around it.
 		return fmt.Errorf("%w: %w", idempotency.ErrOwned, err)
 	case errors.Is(err, txhelper.ErrAborted), errors.Is(err, txhelper.ErrRowsOpen):
 		return fmt.Errorf("%w: %w", idempotency.ErrTxAborted, err)

@@ -19,7 +19,7 @@ func (s *Store) Run(ctx context.Context, params *idempotency.BeginParams, fn fun
 	if err := params.ValidateTx(); err != nil {
 		return nil, err
 	}
-	err = s.retry(ctx, &params.Key, func(ctx context.Context, connecting *time.Duration) error {
+	err = s.retry(ctx, "run", &params.Key, func(ctx context.Context, connecting *time.Duration) error {
 		r := &run{store: s, params: params, claimID: idempotency.NewClaimID(), connecting: connecting}
 		outcome, err = r.try(ctx, fn)
 		return err

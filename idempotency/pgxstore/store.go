@@ -37,21 +37,21 @@ type DB interface {
 
 // Config configures a Store. Nil and the zero value mean all defaults.
 type Config struct {
-	// TxOptions are those of the transactions that Run opens.
+	// TxOptions are those of the transactions that Run and Transact open.
 	// Defaults to the server's, READ COMMITTED unless it was configured.
 	TxOptions pgx.TxOptions
-	// MaxAttempts is how often Run runs its function at most, counting retries
+	// MaxAttempts is how often Run and Transact run their function at most, counting retries
 	// after serialization failures, deadlocks and lost races. Defaults to 8.
 	MaxAttempts int
 	// IdleTimeout is after how long without a statement the server ends a
-	// transaction of Run's, which frees its key when the network has silently
+	// transaction of Run's or Transact's, which frees its key when the network has silently
 	// failed. It does not count while the server waits for the rest of a request
 	// that arrived in part: there only TCP keepalives help, the server's
 	// tcp_keepalives_idle. Rounded up to a millisecond; at most 24.8 days, which is
 	// PostgreSQL's limit. Defaults to 1 minute; negative leaves the server's
 	// setting.
 	IdleTimeout time.Duration
-	// ConnectTimeout bounds how long a call of Run, in all its tries together,
+	// ConnectTimeout bounds how long a call of Run or Transact, in all its tries together,
 	// goes on looking for a server where it finds none, as during a failover:
 	// none answers, one starts up or has no place for another connection, none
 	// is what target_session_attrs demands, or the connection breaks before the
@@ -125,8 +125,8 @@ var (
 )
 
 // New returns a store on database. A nil config means all defaults. It returns a
-// *idempotency.ParamError for a database that is nil, and for a config that cannot
-// work.
+// *idempotency.ParamError for a database that is nil, and for a config that no
+// database could work with.
 func New(database DB, config *Config) (*Store, error) {
 	if value := reflect.ValueOf(database); !value.IsValid() || value.Kind() == reflect.Pointer && value.IsNil() {
 		return nil, &idempotency.ParamError{Field: "database", Reason: "is nil; pass a *pgxpool.Pool"}

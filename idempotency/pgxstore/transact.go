@@ -16,7 +16,7 @@ import (
 // Transact calls fn in a transaction of its own, without a key. See
 // idempotency.TxStore.
 func (s *Store) Transact(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
-	return s.retry(ctx, nil, func(ctx context.Context, connecting *time.Duration) error {
+	return s.retry(ctx, "transact", nil, func(ctx context.Context, connecting *time.Duration) error {
 		return s.transact(ctx, connecting, fn)
 	})
 }

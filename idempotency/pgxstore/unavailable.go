@@ -177,7 +177,7 @@ func endsSession(err *pgconn.PgError) bool {
 	return severity != "ERROR"
 }
 
-// ErrIdleTimeout means that the function of Do was without a statement for longer
+// ErrIdleTimeout means that the function was without a statement for longer
 // than Config.IdleTimeout, or where that is negative the server's own
 // idle_in_transaction_session_timeout, and that PostgreSQL ended its transaction.
 // Nothing was committed, and the function is not run again by itself.

@@ -18,7 +18,7 @@ type Harness[TTx any] struct {
 	// Effects counts the committed effects of that name.
 	Effects func(ctx context.Context, name string) (int, error)
 	// Commit and Rollback call the methods of tx, to see that they are refused
-	// inside Run and Savepoint. Nil where the transaction type has none: the
+	// inside Run, Transact and Savepoint. Nil where the transaction type has none: the
 	// checks of that refusal are skipped.
 	Commit   func(ctx context.Context, tx TTx) error
 	Rollback func(ctx context.Context, tx TTx) error

@@ -3,6 +3,8 @@ package storetest
 import (
 	"context"
 	"errors"
+	"runtime"
+	"sync"
 
 	"github.com/samecommit/samecommit/idempotency"
 )
@@ -12,6 +14,8 @@ func transactCases[TTx any]() []testCase[*txSuite[TTx]] {
 		{"transact commits what its function did", (*txSuite[TTx]).transactCommits},
 		{"transact is undone by an error that it returns", (*txSuite[TTx]).transactError},
 		{"transact is undone by a panic that keeps its value", (*txSuite[TTx]).transactPanic},
+		{"transact is undone by runtime.Goexit", (*txSuite[TTx]).transactGoexit},
+		{"transact does not commit over a lost claim that was ignored", (*txSuite[TTx]).transactIgnoredLoss},
 		{"transact does not commit a forgotten completion", (*txSuite[TTx]).transactForgotten},
 		{"transact refuses a commit by its function", (*txSuite[TTx]).transactCommit},
 		{"transact refuses a rollback by its function", (*txSuite[TTx]).transactRollback},
@@ -60,6 +64,36 @@ func (t *txSuite[TTx]) transactPanic() {
 	}()
 	t.effects("a", 0)
 	t.free("a")
+}
+
+func (t *txSuite[TTx]) transactGoexit() {
+	var group sync.WaitGroup
+	group.Go(func() {
+		err := t.h.Store.Transact(t.Context(), func(ctx context.Context, tx TTx) error {
+			if err := t.claimInside(ctx, tx, "a"); err != nil {
+				return err
+			}
+			runtime.Goexit()
+			return nil
+		})
+		t.Errorf("Transact returned %v; want the goroutine to end", err)
+	})
+	group.Wait()
+	t.effects("a", 0)
+	t.free("a")
+}
+
+func (t *txSuite[TTx]) transactIgnoredLoss() {
+	unknown := &idempotency.Claim{Key: t.key("unknown"), ID: idempotency.NewClaimID(), Attempt: 1, TTL: longTTL}
+	err := t.h.Store.Transact(t.Context(), func(ctx context.Context, tx TTx) error {
+		err := t.h.Effect(ctx, tx, t.effectName("a"))
+		_, _ = t.h.Store.WithTx(tx).Complete(ctx, unknown, response("lost"))
+		return err
+	})
+	if err == nil {
+		t.Fatal("Transact committed although a claim was lost in it")
+	}
+	t.effects("a", 0)
 }
 
 func (t *txSuite[TTx]) transactForgotten() {

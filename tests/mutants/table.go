@@ -448,6 +448,16 @@ var table = []mutant{
 		test:  "TestPreparedStatementThatIsGone",
 	},
 	{
+		name: "a mistake in a savepoint of txhelper's has no name", breaks: honest,
+		edits: []edit{{errorFile, ", errors.Is(err, txhelper.ErrOwned) && !errors.Is(err, idempotency.ErrOwned):", ":"}},
+		test:  "TestTransactThatCannotCommit/a commit in a savepoint of txhelper's",
+	},
+	{
+		name: "a transaction without a key runs again and again without a connection", breaks: bounded,
+		edits: []edit{{"idempotency/pgxstore/transact.go", "return &leftNothingError{cause: err}", "return err"}},
+		test:  "TestTransactThatLosesItsConnection/each time",
+	},
+	{
 		name: "a nil pool is taken for one", breaks: honest,
 		edits: []edit{{"idempotency/pgxstore/store.go", "value.Kind() == reflect.Pointer && value.IsNil()", "value.Kind() == reflect.Map && value.IsNil()"}},
 		test:  "TestNewRefusesWhatCannotWork",
