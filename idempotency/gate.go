@@ -62,7 +62,7 @@ type queue struct {
 	looked     chan struct{} // closed at the end of such a look
 
 	answer *Record
-	// goodAt is a time at which, or after which, the answer was certainly good.
+	// goodAt is a time at which the answer had certainly not expired.
 	goodAt   time.Time
 	answered chan struct{} // closed when there is an answer
 

@@ -26,8 +26,8 @@ type mutant struct {
 // and a statement's name, in that statement, without the comment above it.
 type edit struct{ file, old, new string }
 
-// promise is what a mutant breaks. The numbers are those of the project's list
-// of invariants.
+// promise is what a mutant breaks. The numbers are those of docs/guarantees.md, part
+// "Invariants".
 type promise string
 
 const (
