@@ -10,7 +10,8 @@ import "context"
 // marks.
 //
 // Calls that waited for one answer may have the bytes of the body in common, also
-// with the response that fn returned: do not change them. The outcome is Completed where err is nil; the errors are Do's.
+// with the response that fn returned: do not change them. The outcome is Completed
+// where err is nil; the errors are Do's.
 func (c *Client[TTx]) Run(ctx context.Context, params Params, fn func(ctx context.Context, tx TTx) (Answer, error)) (outcome *Outcome, err error) {
 	op := &operation[TTx]{asked: answerFunc[TTx](fn)}
 	if err := op.init(c, &params); err != nil {

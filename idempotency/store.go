@@ -52,7 +52,8 @@ type TxStore[TTx any] interface {
 	// Run tries once to claim the key in a transaction of its own, calls fn in
 	// it, and commits fn's writes together with the response of fn's answer.
 	// Outcome.Executed tells whether that commit is the one that the outcome
-	// reports, with the answer of fn's last run; otherwise it is InProgress or somebody else's Completed.
+	// reports, with the answer of fn's last run; otherwise it is InProgress or
+	// somebody else's Completed.
 	//
 	// Where fn returns an error, panics or calls runtime.Goexit, everything is
 	// rolled back. Where the answer has UndoWrites set, fn's writes are

@@ -312,16 +312,5 @@ func (v *verbs) explainMany(doing string, err error) error {
 	if errors.As(err, &inProgress) {
 		return err
 	}
-	return explainMany(doing, v.immediate(err))
-}
-
-func explainMany(doing string, err error) error {
-	if err == nil {
-		return nil
-	}
-	err = withoutDetail(err)
-	if cause := sentinel(err); cause != nil {
-		return fmt.Errorf("%w: %s: %w", cause, doing, err)
-	}
-	return explainSchema(doing, err)
+	return explainWithoutKey(doing, v.immediate(err))
 }

@@ -129,6 +129,18 @@ func (s *Store) explain(key idempotency.Key, doing string, err error) error {
 	return explainSchema(doing, err)
 }
 
+// explainWithoutKey is Store.explain for what is about several keys, or none.
+func explainWithoutKey(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = withoutDetail(err)
+	if cause := sentinel(err); cause != nil {
+		return fmt.Errorf("%w: %s: %w", cause, doing, err)
+	}
+	return explainSchema(doing, err)
+}
+
 // sentinel returns what err means in the core's terms, nil where it has none.
 func sentinel(err error) error {
 	var pgErr *pgconn.PgError

@@ -3,9 +3,11 @@ package pgxstore_test
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 )
 
@@ -13,7 +15,12 @@ import (
 func ExampleConfig_settings() {
 	type tenantKey struct{} // set by the code that authenticates
 
-	var pool *pgxpool.Pool
+	pool, err := pgxpool.New(context.Background(), "postgres:///shop")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer pool.Close()
 	store, err := pgxstore.New(pool, &pgxstore.Config{
 		Settings: func(ctx context.Context) (map[string]string, error) {
 			tenant, ok := ctx.Value(tenantKey{}).(string)
@@ -23,5 +30,10 @@ func ExampleConfig_settings() {
 			return map[string]string{"app.tenant": tenant}, nil
 		},
 	})
-	_, _ = store, err // for idempotency.NewClient
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	client, err := idempotency.NewClient(store, nil)
+	fmt.Println(client != nil, err)
 }

@@ -28,7 +28,7 @@ func (s *Store) transact(ctx context.Context, connecting *time.Duration, fn func
 		return err
 	})
 	if err != nil {
-		return explainTransact(lostBeforeCommit(err))
+		return explainWithoutKey("transact", lostBeforeCommit(err))
 	}
 	defer transaction.Rollback(ctx)
 	err = fn(ctx, &ownedTx{Tx: transaction.Tx()})
@@ -56,13 +56,4 @@ func (s *Store) queueIdleTimeout(ctx context.Context, batch *pgx.Batch) {
 	if s.idleSetting.Valid {
 		_ = s.queries.SetLocal(ctx, txhelper.Queue(batch, nil), &db.SetLocalParams{Name: "idle_in_transaction_session_timeout", Value: s.idleSetting.String})
 	}
-}
-
-// explainTransact is Store.explain for what has no key.
-func explainTransact(err error) error {
-	err = withoutDetail(err)
-	if cause := sentinel(err); cause != nil {
-		return fmt.Errorf("%w: transact: %w", cause, err)
-	}
-	return explainSchema("transact", err)
 }
