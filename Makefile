@@ -20,8 +20,8 @@ demo: ## run the payments example; ARGS="..." passes arguments
 # what make chaos runs whole, a part. The timeouts here are for tests that hang, and
 # far longer than the others take on a busy machine.
 .PHONY: test
-test: ## run every test; RACE=1 adds the race detector
-	go test -count=1 -short -timeout 30m $(if $(RACE),-race) $(MODULE)/...
+test: ## run every test, on one server; RACE=1 adds the race detector, ARGS="-run ..." selects
+	go run ./tests/withpg go test -count=1 -short -timeout 30m $(if $(RACE),-race) $(ARGS) $(MODULE)/...
 
 .PHONY: test/race
 test/race: ## run every test with the race detector
@@ -81,7 +81,7 @@ verify: ## check what is generated, go.mod files, the schema and other systems
 	fi
 	go run ./tests/mutants -list >/dev/null
 	GOOS=windows go build ./...
-	@output=$$(go test -count=1 -v -run '^TestSchemaGolden$$' $(MODULE)/tests 2>&1); \
+	@output=$$(go test -count=1 -v -run '^TestSchemaGolden$$' $(MODULE)/migrations 2>&1); \
 	echo "$$output" | grep '^--- PASS: TestSchemaGolden' || { echo "$$output"; exit 1; }
 
 .PHONY: generate

@@ -103,6 +103,7 @@ func TestImports(t *testing.T) {
 			"internal/pgcut":              {pgx},
 			"internal/pgserver":           {pgx},
 			"internal/pgtest":             {pgx, "internal/pgserver", "migrations"},
+			"internal/pgtest/bench":       {pgx, "idempotency", "idempotency/pgxstore", "idempotency/storetest"},
 			"migrations":                  {pgx, goose},
 			"txhelper":                    {pgx},
 		}
@@ -142,7 +143,7 @@ func TestImports(t *testing.T) {
 	t.Run("users' programs do not link package testing", func(t *testing.T) {
 		t.Parallel()
 		// It would add its flags to theirs.
-		forTests := []string{modulePath + "/idempotency/storetest", modulePath + "/idempotency/idempotencytest", modulePath + "/internal/pgtest"}
+		forTests := []string{modulePath + "/idempotency/storetest", modulePath + "/idempotency/idempotencytest", modulePath + "/internal/pgtest", modulePath + "/internal/pgtest/bench"}
 		for _, listed := range packages {
 			if slices.Contains(listed.Deps, "testing") && !slices.Contains(forTests, listed.ImportPath) {
 				t.Errorf("%s depends on testing", listed.ImportPath)

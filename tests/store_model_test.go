@@ -11,39 +11,40 @@ import (
 
 	"github.com/samecommit/samecommit/idempotency/storetest"
 	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
 	"github.com/samecommit/samecommit/tests/storemodel"
 )
 
 func TestStoreModel(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, pgtest.DB(t), nil, nil)
+	b := bench.New(t, pgtest.DB(t), nil, nil)
 	checks := 0
 	rapid.Check(t, func(t *rapid.T) {
-		if _, err := b.pool.Exec(t.Context(), `DELETE FROM idempotency_keys`); err != nil {
+		if _, err := b.Pool.Exec(t.Context(), `DELETE FROM idempotency_keys`); err != nil {
 			t.Fatal(err)
 		}
 		checks++
 		scope := fmt.Sprint("model ", checks)
 		storemodel.Check(t, storemodel.Harness[pgx.Tx]{
 			Harness: storetest.Harness[pgx.Tx]{
-				Store: b.store,
+				Store: b.Store,
 				Begin: func(ctx context.Context) (pgx.Tx, func(context.Context) error, func(context.Context) error, error) {
-					tx, err := b.pool.Begin(ctx)
+					tx, err := b.Pool.Begin(ctx)
 					if err != nil {
 						return nil, nil, nil, err
 					}
 					return tx, tx.Commit, tx.Rollback, nil
 				},
-				Effect: effect,
+				Effect: bench.Effect,
 				Effects: func(ctx context.Context, name string) (count int, err error) {
-					err = b.pool.QueryRow(ctx, `SELECT count(*) FROM effects WHERE name = $1`, name).Scan(&count)
+					err = b.Pool.QueryRow(ctx, `SELECT count(*) FROM effects WHERE name = $1`, name).Scan(&count)
 					return count, err
 				},
 			},
 			Scope: scope,
 			// The database's clock cannot be moved, but what is compared with it can.
 			Pass: func(ctx context.Context, duration time.Duration) error {
-				_, err := b.pool.Exec(ctx, `UPDATE idempotency_keys SET locked_until = locked_until - $1::interval, expires_at = expires_at - $1::interval`, duration)
+				_, err := b.Pool.Exec(ctx, `UPDATE idempotency_keys SET locked_until = locked_until - $1::interval, expires_at = expires_at - $1::interval`, duration)
 				return err
 			},
 		})

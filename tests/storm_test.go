@@ -16,6 +16,7 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
 )
 
 // stormSize is how many duplicates of one key arrive at once.
@@ -58,18 +59,6 @@ func newLentPool(tb testing.TB, config *pgxpool.Config, size int32) *lentPool {
 	return lent
 }
 
-// arrivals is a Tracer that counts the calls of Do that have begun.
-type arrivals struct{ atomic.Int32 }
-
-func (a *arrivals) TraceStart(ctx context.Context, data idempotency.TraceStartData) context.Context {
-	if data.Operation == idempotency.OperationDo {
-		a.Add(1)
-	}
-	return ctx
-}
-
-func (*arrivals) TraceEnd(context.Context, idempotency.TraceEndData) {}
-
 // storm is a key whose operation runs until release is called, and stormSize
 // duplicates of it that have arrived.
 type storm struct {
@@ -80,14 +69,14 @@ type storm struct {
 }
 
 // startStorm starts the operation on holder and then its duplicates on others.
-func startStorm(tb testing.TB, holder, others *idempotency.Client[pgx.Tx], arrived *arrivals) *storm {
+func startStorm(tb testing.TB, holder, others *idempotency.Client[pgx.Tx], arrived *bench.Arrivals) *storm {
 	tb.Helper()
 	released, held := make(chan struct{}), make(chan struct{})
 	s := &storm{release: sync.OnceFunc(func() { close(released) })}
 	tb.Cleanup(s.release)
 	var once atomic.Bool
 	call := func(client *idempotency.Client[pgx.Tx]) {
-		params := params("storm")
+		params := bench.Params("storm")
 		params.Wait = time.Minute
 		result, err := idempotency.Do(tb.Context(), client, params, func(ctx context.Context, tx pgx.Tx) (string, error) {
 			if !once.CompareAndSwap(false, true) {
@@ -95,7 +84,7 @@ func startStorm(tb testing.TB, holder, others *idempotency.Client[pgx.Tx], arriv
 			}
 			close(held)
 			<-released
-			return "storm", effect(ctx, tx, "storm")
+			return "storm", bench.Effect(ctx, tx, "storm")
 		})
 		switch {
 		case err != nil:
@@ -112,7 +101,7 @@ func startStorm(tb testing.TB, holder, others *idempotency.Client[pgx.Tx], arriv
 	for range stormSize {
 		s.calls.Go(func() { call(others) })
 	}
-	waitFor(tb, func() bool { return arrived.Load() == before+stormSize })
+	bench.WaitFor(tb, func() bool { return arrived.Load() == before+stormSize })
 	return s
 }
 
@@ -132,7 +121,7 @@ func TestStormOfDuplicates(t *testing.T) {
 	for _, name := range []string{"in one process", "in one process, each with settings", "of another process"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			config, arrived := pgtest.Config(t), &arrivals{}
+			config, arrived := pgtest.Config(t), &bench.Arrivals{}
 			pool := newLentPool(t, config, 8)
 			var storeConfig *pgxstore.Config
 			if name == "in one process, each with settings" {
@@ -141,12 +130,12 @@ func TestStormOfDuplicates(t *testing.T) {
 					return map[string]string{"search_path": "public", "app.request_id": fmt.Sprint(requests.Add(1))}, nil
 				}}
 			}
-			b := newBench(t, pool.Pool, storeConfig, &idempotency.Config{Tracer: arrived})
-			holder, allowed := b.client, int32(2)
+			b := bench.New(t, pool.Pool, storeConfig, &idempotency.Config{Tracer: arrived})
+			holder, allowed := b.Client, int32(2)
 			if name == "of another process" {
-				holder, allowed = newBench(t, newLentPool(t, config, 1).Pool, nil, nil).client, 1
+				holder, allowed = bench.New(t, newLentPool(t, config, 1).Pool, nil, nil).Client, 1
 			}
-			storm := startStorm(t, holder, b.client, arrived)
+			storm := startStorm(t, holder, b.Client, arrived)
 
 			waited, most := pool.Stat().EmptyAcquireCount(), pool.most.Load()
 			for i := range 500 {
@@ -163,7 +152,7 @@ func TestStormOfDuplicates(t *testing.T) {
 			if most > allowed || pool.most.Load() > allowed+1 {
 				t.Errorf("%d connections were held, %d with an unrelated query; want %d and one more", most, pool.most.Load(), allowed)
 			}
-			if n := b.effects(t, "storm"); n != 1 {
+			if n := b.Effects(t, "storm"); n != 1 {
 				t.Errorf("%d effects, want 1", n)
 			}
 		})
@@ -175,21 +164,21 @@ func TestStormOfDuplicates(t *testing.T) {
 func TestStormLeavesTheOperationASecondConnection(t *testing.T) {
 	t.Parallel()
 	pool := newLentPool(t, pgtest.Config(t), 2)
-	b := newBench(t, pool.Pool, nil, nil)
+	b := bench.New(t, pool.Pool, nil, nil)
 	// The same pool, and no memory in common: the gate of one does not know the
 	// other's calls.
-	other, err := idempotency.NewClient(newStore(t, pool.Pool, nil), nil)
+	other, err := idempotency.NewClient(bench.NewStore(t, pool.Pool, nil), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var calls sync.WaitGroup
 	for i := range 100 {
-		client := b.client
+		client := b.Client
 		if i%2 == 0 {
 			client = other
 		}
 		calls.Go(func() {
-			params := params("k")
+			params := bench.Params("k")
 			params.Wait = time.Minute
 			_, err := idempotency.Do(t.Context(), client, params, func(ctx context.Context, tx pgx.Tx) (string, error) {
 				for range 20 {
@@ -197,7 +186,7 @@ func TestStormLeavesTheOperationASecondConnection(t *testing.T) {
 						return "", err
 					}
 				}
-				return "k", effect(ctx, tx, "k")
+				return "k", bench.Effect(ctx, tx, "k")
 			})
 			if err != nil {
 				t.Error(err)
@@ -205,7 +194,7 @@ func TestStormLeavesTheOperationASecondConnection(t *testing.T) {
 		})
 	}
 	calls.Wait()
-	if n := b.effects(t, "k"); n != 1 {
+	if n := b.Effects(t, "k"); n != 1 {
 		t.Errorf("%d effects, want 1", n)
 	}
 }
@@ -216,7 +205,7 @@ func TestStormLeavesTheOperationASecondConnection(t *testing.T) {
 //
 //	go test -run '^$' -bench UnrelatedQueryDuringStorm -benchtime 2000x ./tests
 func BenchmarkUnrelatedQueryDuringStorm(b *testing.B) {
-	arrived := &arrivals{}
+	arrived := &bench.Arrivals{}
 	pool := newLentPool(b, pgtest.Config(b), 8)
 	query := func() time.Duration {
 		start := time.Now()
@@ -235,11 +224,11 @@ func BenchmarkUnrelatedQueryDuringStorm(b *testing.B) {
 		for range b.N/turns + 1 {
 			idle = append(idle, query())
 		}
-		bench := newBench(b, pool.Pool, nil, &idempotency.Config{Tracer: arrived})
+		bench := bench.New(b, pool.Pool, nil, &idempotency.Config{Tracer: arrived})
 		if _, err := pool.Exec(b.Context(), `DELETE FROM idempotency_keys`); err != nil {
 			b.Fatal(err)
 		}
-		storm := startStorm(b, bench.client, bench.client, arrived)
+		storm := startStorm(b, bench.Client, bench.Client, arrived)
 		for range b.N/turns + 1 {
 			during = append(during, query())
 		}

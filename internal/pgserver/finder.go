@@ -17,7 +17,7 @@ const (
 // server installed.
 var ErrNoBinaries = errors.New("no PostgreSQL server is installed")
 
-var errNoContainer = errors.New("this program registers no way to start one (the tests in the folder tests do)")
+var errNoContainer = errors.New("this program starts none: run it as make test does, under go run ./tests/withpg")
 
 // finder holds the order of the ways. Its fields are what a unit test replaces.
 type finder struct {

@@ -186,7 +186,7 @@ func launch(ctx context.Context, binaries string, owner *syscall.Credential, opt
 		// The data does not outlive the server: surviving a power cut is waste.
 		"-c", "fsync=off",
 		// Many tests at once, each with a pool of its own.
-		"-c", "max_connections=200",
+		"-c", "max_connections=500",
 		// None by default; tests prepare transactions.
 		"-c", "max_prepared_transactions=20",
 	}

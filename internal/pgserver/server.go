@@ -71,6 +71,12 @@ type LocalOptions struct {
 	Primary *Local
 }
 
+// Environ are the settings, for the environment of another process, with which
+// its Start takes this server.
+func (s *Server) Environ() []string {
+	return []string{choiceVariable + "=url", urlVariable + "=" + s.URL}
+}
+
 // Stop ends a server that Start started and removes its data. A server that
 // was already there is left alone. A second call does nothing.
 func (s *Server) Stop(ctx context.Context) error {

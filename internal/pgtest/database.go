@@ -46,7 +46,7 @@ func URL(t testing.TB) string {
 func ready(t testing.TB) *host {
 	t.Helper()
 	if current == nil {
-		t.Fatal("pgtest: no server for this package's tests: add func TestMain(m *testing.M) { pgtest.Main(m, nil) }")
+		t.Fatal("pgtest: no server for this package's tests: add func TestMain(m *testing.M) { pgtest.Main(m) }")
 	}
 	if err := current.started(); err != nil {
 		first := false

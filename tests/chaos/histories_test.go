@@ -202,7 +202,7 @@ func (p *process) close(ctx context.Context) {
 // wantNoLocks checks that no hint outlived its transaction.
 func (l *load) wantNoLocks(ctx context.Context, p *process) {
 	var locks int
-	if err := p.pool.QueryRow(ctx, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'`).Scan(&locks); err != nil || locks != 0 {
+	if err := p.pool.QueryRow(ctx, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&locks); err != nil || locks != 0 {
 		l.t.Errorf("%d advisory locks are held by nobody's call (%v)", locks, err)
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgcut"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
 	"github.com/samecommit/samecommit/txhelper"
 )
 
@@ -137,7 +138,7 @@ func (l *load) newProcess(id int, mode pgx.QueryExecMode) *process {
 		l.t.Fatal(err)
 	}
 	for _, level := range levels {
-		p.clients = append(p.clients, newClient(l.t, newStore(l.t, p.pool, &pgxstore.Config{
+		p.clients = append(p.clients, newClient(l.t, bench.NewStore(l.t, p.pool, &pgxstore.Config{
 			TxOptions: pgx.TxOptions{IsoLevel: level}, IdleTimeout: loadIdleTimeout,
 			CommitTimeout: loadCommitTimeout, ResolveTimeout: loadResolveTimeout,
 		})))

@@ -5,10 +5,10 @@ package chaos_test
 import (
 	"testing"
 
-	"github.com/samecommit/samecommit/tests/leak"
+	"github.com/samecommit/samecommit/internal/pgtest"
 )
 
 func TestMain(m *testing.M) {
 	beClient() // does not return in a client process
-	leak.Main(m)
+	pgtest.Main(m)
 }

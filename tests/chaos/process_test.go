@@ -25,6 +25,7 @@ import (
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
 )
 
 var killsFlag = flag.Int("chaos.kills", 0, "how many client processes TestKilledClients kills; 0 means 200, or 22 with -short")
@@ -62,7 +63,7 @@ func newClients(t *testing.T) *clients {
 	if _, err := pool.Exec(t.Context(), `CREATE TABLE effects (scope text NOT NULL, id text NOT NULL, effect text NOT NULL); CREATE INDEX ON effects (id)`); err != nil {
 		t.Fatal(err)
 	}
-	return &clients{pool: pool, client: newClient(t, newStore(t, pool, nil))}
+	return &clients{pool: pool, client: newClient(t, bench.NewStore(t, pool, nil))}
 }
 
 // start starts a client process.

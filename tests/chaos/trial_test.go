@@ -19,6 +19,7 @@ import (
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgcut"
 	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
 	"github.com/samecommit/samecommit/txhelper"
 )
 
@@ -67,18 +68,9 @@ func newLab(t *testing.T) *lab {
 	if _, err := l.pool.Exec(t.Context(), `CREATE TABLE effects (key text NOT NULL, id text PRIMARY KEY); CREATE INDEX ON effects (key)`); err != nil {
 		t.Fatal(err)
 	}
-	l.store = newStore(t, l.pool, nil)
+	l.store = bench.NewStore(t, l.pool, nil)
 	l.client = newClient(t, l.store)
 	return l
-}
-
-func newStore(t *testing.T, pool *pgxpool.Pool, config *pgxstore.Config) *pgxstore.Store {
-	t.Helper()
-	store, err := pgxstore.New(pool, config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return store
 }
 
 func newClient(t *testing.T, store *pgxstore.Store) *idempotency.Client[pgx.Tx] {

@@ -20,6 +20,7 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
 )
 
 var updateGolden = flag.Bool("update", false, "write the golden tables of this package")
@@ -186,19 +187,10 @@ func openPool(t *testing.T, config *pgxpool.Config, name string) *pgxpool.Pool {
 	return pool
 }
 
-func newStore(t *testing.T, pool *pgxpool.Pool, config *pgxstore.Config) *pgxstore.Store {
-	t.Helper()
-	store, err := pgxstore.New(pool, config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return store
-}
-
 func newScriptedSession(t *testing.T, config *pgxpool.Config, admin *pgxpool.Pool, level pgx.TxIsoLevel, name string) *scriptedSession {
 	t.Helper()
 	pool := openPool(t, config, name)
-	store := newStore(t, pool, &pgxstore.Config{
+	store := bench.NewStore(t, pool, &pgxstore.Config{
 		TxOptions: pgx.TxOptions{IsoLevel: level},
 		// A rival that the schedule keeps from ending leaves a lost commit unknown.
 		ResolveTimeout: 4 * time.Second,

@@ -5,7 +5,7 @@ package interleavings_test
 import (
 	"testing"
 
-	"github.com/samecommit/samecommit/tests/leak"
+	"github.com/samecommit/samecommit/internal/pgtest"
 )
 
-func TestMain(m *testing.M) { leak.Main(m) }
+func TestMain(m *testing.M) { pgtest.Main(m) }

@@ -3,7 +3,7 @@ package matrix_test
 import (
 	"testing"
 
-	"github.com/samecommit/samecommit/tests/leak"
+	"github.com/samecommit/samecommit/internal/pgtest"
 )
 
-func TestMain(m *testing.M) { leak.Main(m) }
+func TestMain(m *testing.M) { pgtest.Main(m) }

@@ -16,6 +16,7 @@ import (
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/idempotency/storetest"
 	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
 )
 
 var execModes = []pgx.QueryExecMode{
@@ -96,69 +97,17 @@ func (c *cell) config(t *testing.T) *pgxpool.Config {
 	return config
 }
 
-// bench is a database with a table for effects, a store and a client.
-type bench struct {
-	pool   *pgxpool.Pool
-	store  *pgxstore.Store
-	client *idempotency.Client[pgx.Tx]
-}
-
-func (c *cell) bench(t *testing.T, storeConfig *pgxstore.Config) *bench {
+// bench returns a bench on a new database of the cell.
+func (c *cell) bench(t *testing.T, storeConfig *pgxstore.Config) *bench.Bench {
 	t.Helper()
-	b := openBench(t, c.config(t), storeConfig)
-	if _, err := b.pool.Exec(t.Context(), `CREATE TABLE effects (name text NOT NULL)`); err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return bench.New(t, bench.PoolWith(t, c.config(t)), storeConfig, nil)
 }
 
-func openBench(t *testing.T, config *pgxpool.Config, storeConfig *pgxstore.Config) *bench {
+func wantEffects(t *testing.T, b *bench.Bench, name string, want int) {
 	t.Helper()
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
+	if count := b.Effects(t, name); count != want {
+		t.Errorf("%d effects of %s, want %d", count, name, want)
 	}
-	t.Cleanup(pool.Close)
-	store := newStore(t, pool, storeConfig)
-	client, err := idempotency.NewClient(store, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &bench{pool: pool, store: store, client: client}
-}
-
-func newStore(t *testing.T, pool *pgxpool.Pool, config *pgxstore.Config) *pgxstore.Store {
-	t.Helper()
-	store, err := pgxstore.New(pool, config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return store
-}
-
-func effect(ctx context.Context, tx pgx.Tx, name string) error {
-	_, err := tx.Exec(ctx, `INSERT INTO effects (name) VALUES ($1)`, name)
-	return err
-}
-
-func (b *bench) effects(ctx context.Context, name string) (count int, err error) {
-	err = b.pool.QueryRow(ctx, `SELECT count(*) FROM effects WHERE name = $1`, name).Scan(&count)
-	return count, err
-}
-
-func (b *bench) wantEffects(t *testing.T, name string, want int) {
-	t.Helper()
-	if count, err := b.effects(t.Context(), name); err != nil || count != want {
-		t.Errorf("%d effects of %s, %v; want %d", count, name, err, want)
-	}
-}
-
-func params(id string) idempotency.Params {
-	return idempotency.Params{Key: idempotency.Key{Scope: "matrix", ID: id}, Fingerprint: idempotency.FingerprintOf("request", id)}
-}
-
-func charge(name string) func(context.Context, pgx.Tx) (string, error) {
-	return func(ctx context.Context, tx pgx.Tx) (string, error) { return name, effect(ctx, tx, name) }
 }
 
 // conforms is what every supported cell passes.
@@ -168,28 +117,14 @@ func conforms(t *testing.T, c *cell) {
 		t.Parallel()
 		storetest.Run(t, func(t *testing.T) idempotency.Store {
 			t.Helper()
-			return c.bench(t, nil).store
+			return c.bench(t, nil).Store
 		})
 	})
 	t.Run("transaction", func(t *testing.T) {
 		t.Parallel()
 		storetest.RunTx(t, func(t *testing.T) storetest.Harness[pgx.Tx] {
 			t.Helper()
-			b := c.bench(t, nil)
-			return storetest.Harness[pgx.Tx]{
-				Store: b.store,
-				Begin: func(ctx context.Context) (pgx.Tx, func(context.Context) error, func(context.Context) error, error) {
-					tx, err := b.pool.Begin(ctx)
-					if err != nil {
-						return nil, nil, nil, err
-					}
-					return tx, tx.Commit, tx.Rollback, nil
-				},
-				Effect:   effect,
-				Effects:  b.effects,
-				Commit:   func(ctx context.Context, tx pgx.Tx) error { return tx.Commit(ctx) },
-				Rollback: func(ctx context.Context, tx pgx.Tx) error { return tx.Rollback(ctx) },
-			}
+			return c.bench(t, nil).Harness(pgx.TxOptions{})
 		})
 	})
 	for _, level := range isolationLevels {
@@ -208,63 +143,63 @@ func conforms(t *testing.T, c *cell) {
 }
 
 // runsOnce runs, replays and runs again what has expired.
-func runsOnce(t *testing.T, b *bench) {
+func runsOnce(t *testing.T, b *bench.Bench) {
 	t.Helper()
 	for i := range 2 {
-		result, err := idempotency.Do(t.Context(), b.client, params("once"), charge("once"))
+		result, err := idempotency.Do(t.Context(), b.Client, bench.Params("once"), bench.Charge("once"))
 		if err != nil || result.Value != "once" || result.Replayed != (i == 1) {
 			t.Fatalf("call %d: %+v, %v; want one run and one replay", i, result, err)
 		}
 	}
-	b.wantEffects(t, "once", 1)
-	expiring := params("expiring")
+	wantEffects(t, b, "once", 1)
+	expiring := bench.Params("expiring")
 	expiring.TTL = time.Microsecond
 	for range 2 {
-		result, err := idempotency.Do(t.Context(), b.client, expiring, charge("expiring"))
+		result, err := idempotency.Do(t.Context(), b.Client, expiring, bench.Charge("expiring"))
 		if err != nil || result.Replayed {
 			t.Fatalf("%+v, %v; want a run, the answer has expired", result, err)
 		}
 	}
-	b.wantEffects(t, "expiring", 2)
+	wantEffects(t, b, "expiring", 2)
 }
 
 // killedBackend loses the server's end between the function and the commit,
 // unnoticed until the commit is sent.
-func killedBackend(t *testing.T, b *bench) {
+func killedBackend(t *testing.T, b *bench.Bench) {
 	t.Helper()
 	runs := 0
-	result, err := idempotency.Do(t.Context(), b.client, params("killed"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+	result, err := idempotency.Do(t.Context(), b.Client, bench.Params("killed"), func(ctx context.Context, tx pgx.Tx) (string, error) {
 		var pid int
 		if err := tx.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
 			return "", err
 		}
 		if runs++; runs == 1 {
-			if _, err := b.pool.Exec(ctx, `SELECT pg_terminate_backend($1)`, pid); err != nil {
+			if _, err := b.Pool.Exec(ctx, `SELECT pg_terminate_backend($1)`, pid); err != nil {
 				return "", err
 			}
 			for there := true; there; {
-				if err := b.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)`, pid).Scan(&there); err != nil {
+				if err := b.Pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)`, pid).Scan(&there); err != nil {
 					return "", err
 				}
 			}
 			return "killed", nil
 		}
-		return "killed", effect(ctx, tx, "killed")
+		return "killed", bench.Effect(ctx, tx, "killed")
 	})
 	if err != nil || result.Replayed || runs != 2 {
 		t.Errorf("%+v, %v, %d runs; want an answer of the second run", result, err, runs)
 	}
-	b.wantEffects(t, "killed", 1)
+	wantEffects(t, b, "killed", 1)
 }
 
 // batch commits two keys with their effects, and replays them.
-func batch(t *testing.T, b *bench) {
+func batch(t *testing.T, b *bench.Bench) {
 	t.Helper()
-	all := []idempotency.Params{params("b2"), params("b1")}
+	all := []idempotency.Params{bench.Params("b2"), bench.Params("b1")}
 	for i := range 2 {
 		want := []idempotency.State{idempotency.New, idempotency.Completed}[i]
-		err := pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error {
-			batch, err := b.client.WithTx(tx).BeginMany(t.Context(), all)
+		err := pgx.BeginFunc(t.Context(), b.Pool, func(tx pgx.Tx) error {
+			batch, err := b.Client.WithTx(tx).BeginMany(t.Context(), all)
 			if err != nil {
 				return err
 			}
@@ -279,7 +214,7 @@ func batch(t *testing.T, b *bench) {
 					continue
 				}
 				item.Response = &idempotency.Response{Type: idempotency.TypeBytes, Body: []byte("\x00" + item.Key.ID + "\xff")}
-				if err := effect(t.Context(), tx, item.Key.ID); err != nil {
+				if err := bench.Effect(t.Context(), tx, item.Key.ID); err != nil {
 					return err
 				}
 			}
@@ -289,8 +224,8 @@ func batch(t *testing.T, b *bench) {
 			t.Fatalf("batch %d: %v", i, err)
 		}
 	}
-	b.wantEffects(t, "b1", 1)
-	b.wantEffects(t, "b2", 1)
+	wantEffects(t, b, "b1", 1)
+	wantEffects(t, b, "b2", 1)
 }
 
 // settings sets a role and a tenant for each transaction, and leaves neither
@@ -306,29 +241,29 @@ func settings(t *testing.T, c *cell) {
 		`CREATE POLICY tenant ON idempotency_keys USING (scope = current_setting('app.tenant'))`,
 		`GRANT SELECT, INSERT, UPDATE, DELETE ON idempotency_keys, effects TO pg_monitor`,
 	} {
-		if _, err := b.pool.Exec(t.Context(), sql); err != nil {
+		if _, err := b.Pool.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for i := range 2 {
-		result, err := idempotency.Do(t.Context(), b.client, params("walled"), charge("walled"))
+		result, err := idempotency.Do(t.Context(), b.Client, bench.Params("walled"), bench.Charge("walled"))
 		if err != nil || result.Replayed != (i == 1) {
 			t.Fatalf("call %d: %+v, %v; want one run and one replay", i, result, err)
 		}
 	}
-	if _, err := b.store.Get(t.Context(), params("walled").Key); err != nil {
+	if _, err := b.Store.Get(t.Context(), bench.Params("walled").Key); err != nil {
 		t.Error(err)
 	}
 	tenant = "another"
-	if _, err := idempotency.Do(t.Context(), b.client, params("walled"), charge("hidden")); !errors.Is(err, pgxstore.ErrInsufficientPrivilege) {
+	if _, err := idempotency.Do(t.Context(), b.Client, bench.Params("walled"), bench.Charge("hidden")); !errors.Is(err, pgxstore.ErrInsufficientPrivilege) {
 		t.Errorf("got %v, want ErrInsufficientPrivilege", err)
 	}
-	if _, err := b.store.Get(t.Context(), params("walled").Key); !errors.Is(err, idempotency.ErrNotFound) {
+	if _, err := b.Store.Get(t.Context(), bench.Params("walled").Key); !errors.Is(err, idempotency.ErrNotFound) {
 		t.Errorf("got %v, want ErrNotFound", err)
 	}
-	b.wantEffects(t, "hidden", 0)
+	wantEffects(t, b, "hidden", 0)
 	var role, left string
-	if err := b.pool.QueryRow(t.Context(), `SELECT current_setting('role'), coalesce(current_setting('app.tenant', true), '')`).Scan(&role, &left); err != nil || role != "none" || left != "" {
+	if err := b.Pool.QueryRow(t.Context(), `SELECT current_setting('role'), coalesce(current_setting('app.tenant', true), '')`).Scan(&role, &left); err != nil || role != "none" || left != "" {
 		t.Errorf("role %q and tenant %q are left, %v", role, left, err)
 	}
 }
@@ -340,21 +275,21 @@ func settings(t *testing.T, c *cell) {
 func refusesNamedStatements(t *testing.T, c *cell) {
 	t.Helper()
 	config := c.config(t)
-	first := openBench(t, config, nil)
-	if _, err := first.pool.Exec(t.Context(), `CREATE TABLE effects (name text NOT NULL)`, pgx.QueryExecModeSimpleProtocol); err != nil {
+	first := bench.Open(t, bench.PoolWith(t, config), nil, nil)
+	if _, err := first.Pool.Exec(t.Context(), `CREATE TABLE effects (name text NOT NULL)`, pgx.QueryExecModeSimpleProtocol); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := idempotency.Do(t.Context(), first.client, params("first"), charge("first")); err != nil {
+	if _, err := idempotency.Do(t.Context(), first.Client, bench.Params("first"), bench.Charge("first")); err != nil {
 		t.Fatal(err)
 	}
-	second := openBench(t, config, nil)
-	_, err := idempotency.Do(t.Context(), second.client, params("second"), charge("second"))
+	second := bench.Open(t, bench.PoolWith(t, config), nil, nil)
+	_, err := idempotency.Do(t.Context(), second.Client, bench.Params("second"), bench.Charge("second"))
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) || pgErr.Code != "42P05" {
 		t.Errorf("got %v; want 42P05 from pgbouncer before 1.21. A later one may support this cell, with max_prepared_statements", err)
 	}
 	var count int
-	if err := second.pool.QueryRow(t.Context(), `SELECT count(*) FROM effects WHERE name = 'second'`, pgx.QueryExecModeSimpleProtocol).Scan(&count); err != nil || count != 0 {
+	if err := second.Pool.QueryRow(t.Context(), `SELECT count(*) FROM effects WHERE name = 'second'`, pgx.QueryExecModeSimpleProtocol).Scan(&count); err != nil || count != 0 {
 		t.Errorf("%d effects of the call that was refused, %v", count, err)
 	}
 }
@@ -365,16 +300,16 @@ func refusesNamedStatements(t *testing.T, c *cell) {
 func mixesUnnamedStatements(t *testing.T, c *cell) {
 	t.Helper()
 	config := c.config(t)
-	other := openBench(t, config, nil)
+	other := bench.Open(t, bench.PoolWith(t, config), nil, nil)
 	config = config.Copy()
 	config.ConnConfig.Tracer = betweenFlights(func() {
 		var two int
-		if err := other.pool.QueryRow(t.Context(), `SELECT 1 + $1::integer`, 1).Scan(&two); err != nil {
+		if err := other.Pool.QueryRow(t.Context(), `SELECT 1 + $1::integer`, 1).Scan(&two); err != nil {
 			t.Error(err)
 		}
 	})
-	_, err := openBench(t, config, nil).store.Begin(t.Context(), &idempotency.BeginParams{
-		Key: params("mixed").Key, Fingerprint: idempotency.NoFingerprint, TTL: time.Hour, Lease: time.Hour,
+	_, err := bench.Open(t, bench.PoolWith(t, config), nil, nil).Store.Begin(t.Context(), &idempotency.BeginParams{
+		Key: bench.Params("mixed").Key, Fingerprint: idempotency.NoFingerprint, TTL: time.Hour, Lease: time.Hour,
 	})
 	var pgErr *pgconn.PgError
 	if !errors.As(err, &pgErr) || pgErr.Code != "08P01" {

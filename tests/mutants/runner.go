@@ -44,7 +44,7 @@ func (r *runner) goTest(ctx context.Context, folder, pattern string, timeout tim
 	args := append([]string{"test", "-json", "-count=1", "-vet=off", "-timeout=" + timeout.String(), "-run=" + pattern}, flags...)
 	command := exec.CommandContext(ctx, "go", append(args, folder)...)
 	command.Dir = r.root
-	command.Env = append(command.Environ(), "SAMECOMMIT_POSTGRES=url", "SAMECOMMIT_POSTGRES_URL="+r.server.URL)
+	command.Env = append(command.Environ(), r.server.Environ()...)
 	var stderr bytes.Buffer
 	command.Stderr = &stderr
 	stdout, err := command.Output()

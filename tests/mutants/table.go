@@ -34,31 +34,37 @@ var table = []mutant{
 		name: "the last of two rivals overwrites the answer", breaks: once,
 		edits: []edit{{query + "KeyInsertCompleted", "RETURNING", "ON CONFLICT (scope, id) DO UPDATE SET response = EXCLUDED.response RETURNING"}},
 		test:  "TestUniqueIndexDecidesWithoutTheLock",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the loser of a race commits its effect", breaks: together,
 		edits: []edit{{query + "KeyInsertCompleted", "RETURNING", "ON CONFLICT (scope, id) DO NOTHING RETURNING"}},
 		test:  "TestUniqueIndexDecidesWithoutTheLock",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "no row after a lost race means new", breaks: once,
 		edits: []edit{{verbsFile, "if seen == nil {\n\t\t\treturn &idempotency.Outcome{State: idempotency.InProgress}, nil", "if seen == nil {\n\t\t\treturn claimed(1, pgtype.Timestamptz{}), nil"}},
 		test:  "TestRunningDuplicateIsInProgress",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "Begin does not expect a rival's row", breaks: unstuck,
 		edits: []edit{{query + "KeyClaim", "ON CONFLICT (scope, id) DO NOTHING\n", ""}},
 		test:  "TestSingleKeyBesideALargeBatch",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "Do does not look before it runs", breaks: noRerun,
 		edits: []edit{{runFile, "\t\tif look {\n", "\t\tif look && r.claimID[0] == 0 && r.claimID[1] == 0 {\n"}},
 		test:  "TestDoRunsOnceInEveryExecMode",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "Do ignores that the key is locked", breaks: bounded,
 		edits: []edit{{runFile, "if !lock.Locked {", "if !lock.Locked && lock.ReadOnly {"}},
 		test:  "TestRunningDuplicateIsInProgress",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "Do waits for the lock on its connection", breaks: bounded,
@@ -67,11 +73,13 @@ var table = []mutant{
 			{query + "KeyTryLock", ") AS locked", ")) AS locked"},
 		},
 		test: "TestRunningDuplicateIsInProgress",
+		pkg:  "idempotency/pgxstore",
 	},
 	{
 		name: "an expired row is replaced, whatever it became", breaks: once,
 		edits: []edit{{query + "KeyReplaceCompleted", "THEN 1 ELSE 0 END", "THEN 1 ELSE 1 END"}},
 		test:  "TestUniqueIndexDecidesWithoutTheLock/also when an expired row is replaced",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "an abandoned row is known by its claim id alone", breaks: once,
@@ -80,127 +88,152 @@ var table = []mutant{
 			{query + "KeyReplaceCompleted", "k.locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz", "sqlc.narg('seen_locked_until')::timestamptz IS NULL IS NOT NULL"},
 		},
 		test: "TestUniqueIndexDecidesWithoutTheLock/a zombie's completion under the same claim id",
+		pkg:  "idempotency/pgxstore",
 	},
 	{
 		name: "a lock pins the key for a bystander", breaks: bounded,
 		edits: []edit{{query + "KeyClaim", "WHEN EXISTS", "WHEN false AND EXISTS"}},
 		test:  "TestBystanderDoesNotPinTheKey",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a retry in the transaction that failed", breaks: unstuck,
 		edits: []edit{{"txhelper/run.go", "\t\tattempts = 1 //", "\t\tattempts = 2 //"}},
 		test:  "TestRunOnEveryDB",
+		pkg:   "txhelper",
 	},
 	{
 		name: "a serialization failure is not noticed", breaks: once,
 		edits: []edit{{"txhelper/tx.go", "\tif IsRetryable(err) {", "\tif IsRetryable(err) && tx.parent == tx {"}},
 		test:  "TestIgnoredSerializationFailureRunsAgain",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "Do runs where nothing can be written", breaks: honest,
 		edits: []edit{{runFile, "if lock.ReadOnly {", "if lock.ReadOnly && !lock.Locked {"}},
 		test:  "TestReadOnlyTransaction",
+		pkg:   "idempotency/pgxstore",
 	},
 
 	{
 		name: "a row that a trigger suppressed counts as written", breaks: together,
 		edits: []edit{{query + "KeyInsertCompleted", "coalesce((SELECT one FROM written), 'a trigger or rule kept the row from being written')", "coalesce((SELECT one FROM written), '1')"}},
 		test:  "TestRowThatIsNotWrittenCommitsNothing",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a replaced row that a trigger suppressed counts as written", breaks: together,
 		edits: []edit{{query + "KeyReplaceCompleted", "coalesce((SELECT one FROM written), 'a trigger or rule kept the row from being written')", "coalesce((SELECT one FROM written), '1')"}},
 		test:  "TestRowThatIsNotWrittenCommitsNothing",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the answer goes to whatever table is found", breaks: once,
 		edits: []edit{{query + "KeyInsertCompleted", "(':' || 'idempotency_keys'::regclass::oid::text || ':')", "':'"}},
 		test:  "TestFunctionThatHidesTheTable",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "keys are kept in a temporary table", breaks: once,
 		edits: []edit{{query + "KeyTryLock", "WHEN pg_my_temp_schema() = 0 THEN", "WHEN pg_my_temp_schema() >= 0 THEN"}},
 		test:  "TestTemporaryTableInFrontOfTheTable",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "an immediate guard looks like an ended transaction", breaks: honest,
 		edits: []edit{{"idempotency/pgxstore/guard.go", "TxStatus() == 'E'", "TxStatus() == 'T'"}},
 		test:  "TestConstraintsMadeImmediate",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "an open completion of a lease takes no hint", breaks: bounded,
 		edits: []edit{{query + "KeyComplete", "pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) IS NOT NULL", "@lock_id::bigint IS NOT NULL"}},
 		test:  "TestLeasedCompletionThatIsStillOpen",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a nested call through another client runs", breaks: honest,
 		edits: []edit{{query + "KeyClaim", "concat(':', @lock_id::bigint, ';')) > 0", "concat(':', @lock_id::bigint, ';')) < 0"}},
 		test:  "TestNestedCallOfAnotherClientOnAWrappedTransaction",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the server's default isolation is not asked for", breaks: everywhere,
 		edits: []edit{{runFile, "if lookInside && lock.Serializable &&", "if lookInside && lock.ReadOnly && lock.Serializable &&"}},
 		test:  "TestServerWhoseDefaultIsSerializable",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "keys may be translated", breaks: once,
 		edits: []edit{{errorFile, `case "", "UTF8", "SQL_ASCII":`, `case "", "UTF8", "SQL_ASCII", "LATIN1":`}},
 		test:  "TestConnectionThatTranslatesKeys",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a refused row comes out in the error", breaks: secret,
 		edits: []edit{{errorFile, `bare.Detail, bare.Where, bare.InternalQuery = "", "", ""`, `bare.Where, bare.InternalQuery = "", ""`}},
 		test:  "TestErrorOfARefusedRowHoldsNoRow",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a batch may read the whole table to claim", breaks: bounded,
 		edits: []edit{{query + "KeyBeginMany", "THEN 'off' END", "THEN 'on' END"}, {query + "KeyClaimMany", "WHEN (SELECT true FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN", "WHEN EXISTS (SELECT FROM idempotency_keys AS k WHERE k.scope = wanted.scope AND k.id = wanted.id) THEN"}},
 		test:  "TestNoStatementReadsTheWholeTable/force_generic_plan, narrow",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "an emptied table gives its pages back", breaks: bounded,
 		edits: []edit{{schema, "    vacuum_truncate = false,\n", ""}},
 		test:  "TestNoStatementReadsTheWholeTable/auto, emptied",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "autovacuum comes to a table of a few rows", breaks: bounded,
 		edits: []edit{{schema, "autovacuum_analyze_threshold = 1000", "autovacuum_analyze_threshold = 50"}},
 		test:  "TestNoStatementReadsTheWholeTable/auto, emptied",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a statement about many rows may read the whole table", breaks: bounded,
 		edits: []edit{{query + "PlanByIndex", "current_setting('enable_seqscan'), true) IS NOT NULL\n            THEN 'off' END", "current_setting('enable_seqscan'), true) IS NOT NULL\n            THEN 'on' END"}},
 		test:  "TestNoStatementReadsTheWholeTable/force_generic_plan, narrow",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a sweep may sort all that has expired", breaks: bounded,
 		edits: []edit{{query + "PlanByIndex", "current_setting('enable_bitmapscan'), true) IS NOT NULL\n            THEN 'off' END", "current_setting('enable_bitmapscan'), true) IS NOT NULL\n            THEN 'on' END"}},
 		test:  "TestSweepReadsEachRowOnce",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a sweep leaves its settings with the caller's transaction", breaks: neutral,
 		edits: []edit{{query + "PlanAsBefore", "set_config('enable_seqscan', current_setting('samecommit.enable_seqscan'), true)", "set_config('enable_seqscan', current_setting('enable_seqscan'), true)"}},
 		test:  "TestBatchBesideALargeOne",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a sweep walks over what it has deleted", breaks: bounded,
 		edits: []edit{{sweepFile, "s.sweep.end(until)", "s.sweep.end(map[bool]time.Time{}[until.IsZero()])"}},
 		test:  "TestSweepReadsEachRowOnce",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a sweep does not come back for what it left", breaks: retention,
 		edits: []edit{{sweepFile, "older, _, err := s.deleteExpired(ctx, time.Time{}, limit-deleted)", "older := 0"}},
 		test:  "TestSweepComesBackForWhatItLeft",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a row may be in two states", breaks: everywhere,
 		edits: []edit{{schema, "num_nonnulls(expires_at, locked_until, unfinished) = 1", "num_nonnulls(expires_at, locked_until, unfinished) >= 1"}},
 		test:  "TestSchemaRefuses",
+		pkg:   "migrations",
 	},
 	{
 		name: "a lease or an answer may never end", breaks: everywhere,
 		edits: []edit{{schema, "CHECK (isfinite(VALUE))", "CHECK (isfinite(VALUE) IS NOT NULL OR VALUE IS NULL)"}},
 		test:  "TestSchemaRefuses",
+		pkg:   "migrations",
 	},
 
 	{
@@ -219,6 +252,7 @@ var table = []mutant{
 		name: "the scope is left out of the look", breaks: apart,
 		edits: []edit{{query + "KeyGet", "scope = @scope::text", "@scope::text IS NOT NULL"}},
 		test:  "TestAnotherScopesKeyIsNeverVisible",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the scope is left out of the primary key", breaks: apart,
@@ -232,11 +266,13 @@ var table = []mutant{
 		name: "the scope is left out of the lock", breaks: apart,
 		edits: []edit{{"idempotency/key.go", "appendParts(buf[:0], k.Scope, k.ID)", "appendParts(buf[:0], k.ID)"}},
 		test:  "TestAnotherScopesKeyIsNeverVisible",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "tables of two schemas share a lock", breaks: apart,
 		edits: []edit{{query + "KeyTryLock", " # 'idempotency_keys'::regclass::oid::bigint", ""}},
 		test:  "TestSchemasDoNotShareKeys",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "fingerprint without lengths", breaks: sameRequest,
@@ -257,6 +293,7 @@ var table = []mutant{
 		name: "a key is printed", breaks: secret,
 		edits: []edit{{"idempotency/key.go", "io.WriteString(state, k.String())", "io.WriteString(state, k.Scope+k.ID)"}},
 		test:  "TestErrorsHoldNoKeyAndNoBody",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a key is written in JSON", breaks: secret,
@@ -292,6 +329,7 @@ var table = []mutant{
 		name: "a key may have any length", breaks: honest,
 		edits: []edit{{"idempotency/key.go", "case len(part) > MaxKeyLength:", "case len(part) > 100*MaxKeyLength:"}},
 		test:  "TestBadInputIsRefusedBeforeAnySQL",
+		pkg:   "idempotency/pgxstore",
 	},
 
 	// Completion.
@@ -309,11 +347,13 @@ var table = []mutant{
 		name: "the transaction of a batch with a refused claim commits", breaks: together,
 		edits: []edit{{batchFile, "claim, refused = noClaim, err", "return nil, err"}},
 		test:  "TestCompleteWithoutAClaimCannotCommit/no TTL of many",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a completion without a row goes unnoticed", breaks: together,
 		edits: []edit{{query + "KeyComplete", "1 / count(*)", "count(*)"}},
 		test:  "TestCompleteWithoutAClaimCannotCommit",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "one lost claim of a batch goes unnoticed", breaks: together,
@@ -334,21 +374,25 @@ var table = []mutant{
 		name: "the work's transaction is not asked for", breaks: together,
 		edits: []edit{{query + "KeyInsertCompleted", "ELSE CAST(concat('the work began in another transaction, or at another table, than ', current_setting('samecommit.claim_ids', true)) AS integer)", "ELSE 2"}},
 		test:  "TestEndingTheTransactionInsideDo",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the mark outlives its transaction", breaks: together,
 		edits: []edit{{query + "KeyTryLock", "';'\n        ),\n        true", "';'\n        ),\n        false"}},
 		test:  "TestEndingTheTransactionInsideDo",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "an inner Do takes the outer one's mark", breaks: together,
 		edits: []edit{{query + "KeyTryLock", "            current_setting('samecommit.claim_ids', true),\n", ""}},
 		test:  "TestStoreInsideATransactionThatRollsBack",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "no guard against a forgotten completion", breaks: together,
 		edits: []edit{{schema, ",\n    CONSTRAINT idempotency_keys_completed_before_commit FOREIGN KEY (unfinished)\n        REFERENCES idempotency_unfinished (id)\n        DEFERRABLE INITIALLY DEFERRED", ""}},
 		test:  "TestForgottenCompletionCannotCommit",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "memory has no guard against it either", breaks: together,
@@ -361,6 +405,7 @@ var table = []mutant{
 		name: "acknowledged, though the commit failed", breaks: keeps,
 		edits: []edit{{runFile, "\tif err == nil {\n\t\treturn r.finished", "\tif r.insertErr == nil {\n\t\treturn r.finished"}},
 		test:  "TestDeferredConstraintFailsTheCommit",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a constraint of the caller's looks like a lost race", breaks: honest,
@@ -368,6 +413,7 @@ var table = []mutant{
 			{runFile, "\tcase r.insertErr == nil:\n\t\treturn r.afterFailure(ctx, err) // of the commit itself\n", ""},
 		},
 		test: "TestDeferredConstraintFailsTheCommit",
+		pkg:  "idempotency/pgxstore",
 	},
 	{
 		name: "an aborted transaction is acknowledged", breaks: keeps,
@@ -376,151 +422,181 @@ var table = []mutant{
 			{txFile, "\t\treturn pgx.ErrTxCommitRollback\n", "\t\treturn nil\n"},
 		},
 		test: "TestRunRefusesToCommit",
+		pkg:  "txhelper",
 	},
 	{
 		name: "a lost reply means committed", breaks: keeps,
 		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous, sent)\n", "\t\t_, _ = ambiguous, sent\n\t\treturn r.finished(response, written), nil\n"}},
 		test:  "TestLostReplyToCommitIsResolved/not committed",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a lost reply means not committed", breaks: honest,
 		edits: []edit{{runFile, "\t\treturn r.resolve(ctx, ambiguous, sent)\n", "\t\t_, _ = ambiguous, sent\n\t\treturn r.afterFailure(ctx, errTryAgain)\n"}},
 		test:  "TestCommitThatIsStillAtWorkIsWaitedFor",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "what a lost reply left need not be on the standby", breaks: keeps,
 		edits: []edit{{resolveFile, "\t\t_ = r.store.queries.ConfirmDurable(ctx, txhelper.Queue(batch, nil))\n", ""}},
 		test:  "TestSyncStandby/the waiting backend is terminated",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "ConfirmReplays confirms nothing", breaks: keeps,
 		edits: []edit{{resolveFile, "found.ReadAt.Time.Sub(found.UpdatedAt.Time) >= r.store.confirmReplays", "r.store.confirmReplays >= 0"}},
 		test:  "TestSyncStandby/a replay",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a commit that takes too long is cancelled", breaks: keeps,
 		edits: []edit{{txFile, "\tif t.pooled == nil {\n\t\treturn t.commitInTime", "\tif t.conn != nil {\n\t\treturn t.commitInTime"}},
 		test:  "TestCommitIsAbandonedNotCancelled",
+		pkg:   "txhelper",
 	},
 	{
 		name: "what breaks the connection runs until the tries are over", breaks: once,
 		edits: []edit{{unavailableFile, "const maxLeftNothing = 2", "const maxLeftNothing = 8"}},
 		test:  "TestCommitThatLeavesNothing/twice",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a quiet function runs again", breaks: honest,
 		edits: []edit{{unavailableFile, "pgErr.Code == codeIdleInTransaction && endsSession(pgErr)", "pgErr.Code == codeIdleInTransaction && !endsSession(pgErr)"}},
 		test:  "TestQuietFunctionRunsOnce",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a longer idle timeout than PostgreSQL knows", breaks: honest,
 		edits: []edit{{storeFile, "\ttimeout = min(timeout, longestIdleTimeout)\n", ""}},
 		test:  "TestIdleTimeoutLongerThanPostgreSQLKnows",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "Do does not wait for a server", breaks: unstuck,
 		edits: []edit{{unavailableFile, "\tif err == nil || !s.canReconnect() || !heals(err) {", "\tif err == nil || !s.canReconnect() || heals(err) {"}},
 		test:  "TestDoWaitsForAServer/that refuses connections",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "Do waits for a password to become right", breaks: bounded,
 		edits: []edit{{unavailableFile, "\t\t\tif !isServerTrouble(pgErr) {\n\t\t\t\treturn false\n\t\t\t}\n", ""}},
 		test:  "TestDoDoesNotWaitForWhatDoesNotHeal",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "an error of the function is the store's", breaks: honest,
 		edits: []edit{{runFile, "\t\ttransaction.Rollback(ctx)\n\t\treturn r.afterFailure(ctx, cause)", "\t\ttransaction.Rollback(ctx)\n\t\treturn r.afterFailure(ctx, r.explain(cause))"}},
 		test:  "TestFunctionsErrorIsNotUnavailable",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a lost connection is nobody's trouble", breaks: honest,
 		edits: []edit{{unavailableFile, "errors.Is(err, txhelper.ErrConnectionLost) || errors.Is(err, txhelper.ErrLostBeforeCommit) {\n\t\treturn true", "errors.Is(err, txhelper.ErrConnectionLost) {\n\t\treturn true"}},
 		test:  "TestLostConnectionIsUnavailable",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a transaction that cannot commit has no name", breaks: honest,
 		edits: []edit{{errorFile, "case errors.Is(err, txhelper.ErrAborted), errors.Is(err, txhelper.ErrRowsOpen):", "case err == nil:"}},
 		test:  "TestFunctionThatLeavesItsTransactionUnusable",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a pooler is not named", breaks: honest,
 		edits: []edit{{errorFile, `strings.Contains(pgErr.Message, "stmtcache_")`, `strings.Contains(pgErr.Message, "stmtcached_")`}},
 		test:  "TestPreparedStatementThatIsGone",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a mistake in a savepoint of txhelper's has no name", breaks: honest,
 		edits: []edit{{errorFile, ", errors.Is(err, txhelper.ErrOwned) && !errors.Is(err, idempotency.ErrOwned):", ":"}},
 		test:  "TestTransactThatCannotCommit/a commit in a savepoint of txhelper's",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a transaction without a key runs again and again without a connection", breaks: bounded,
 		edits: []edit{{"idempotency/pgxstore/transact.go", "return &leftNothingError{cause: err}", "return err"}},
 		test:  "TestTransactThatLosesItsConnection/each time",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a nil pool is taken for one", breaks: honest,
 		edits: []edit{{"idempotency/pgxstore/store.go", "value.Kind() == reflect.Pointer && value.IsNil()", "value.Kind() == reflect.Map && value.IsNil()"}},
 		test:  "TestNewRefusesWhatCannotWork",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a failure that a savepoint undid runs the function again", breaks: neutral,
 		edits: []edit{{"txhelper/tx.go", "\t\t\ttx.shared.forget(tx)\n", ""}},
 		test:  "TestRunForgetsAFailureThatWasRolledBack",
+		pkg:   "txhelper",
 	},
 	{
 		name: "BEGIN and COMMIT of the caller's own are ignored", breaks: honest,
 		edits: []edit{{txFile, `t.options.TxOptions.BeginQuery != "" || t.options.TxOptions.CommitQuery != ""`, `t.options.TxOptions.BeginQuery != t.options.TxOptions.BeginQuery`}},
 		test:  "TestOpenRefusesQueriesOfItsCaller",
+		pkg:   "txhelper",
 	},
 	{
 		name: "a lost reply is settled by a look alone", breaks: honest,
 		edits: []edit{{resolveFile, "case lock.Locked && !lock.ReadOnly:", "case found == nil || lock.Locked:"}},
 		test:  "TestCommitThatIsStillAtWorkIsWaitedFor",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a lost reply is settled by a standby", breaks: honest,
 		edits: []edit{{resolveFile, "case lock.Locked && !lock.ReadOnly:", "case lock.Locked:"}},
 		test:  "TestLostReplyIsNotResolvedByAStandby",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a lost commit runs again though its answer may have expired", breaks: honest,
 		edits: []edit{{resolveFile, "time.Since(sent) < r.params.TTL", "time.Since(sent) >= 0"}},
 		test:  "TestLostReplyToACommitThatExpired",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "its own commit looks like another's", breaks: honest,
 		edits: []edit{{resolveFile, "case found != nil && found.ClaimID == uuid(r.claimID):", "case found != nil && found.ClaimID == uuid(r.claimID) && found.LockedUntil.Valid:"}},
 		test:  "TestLostReplyToCommitIsResolved/committed",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "unknown is reported as failed", breaks: honest,
 		edits: []edit{{resolveFile, `fmt.Errorf("%w: call again with the same key: %w", idempotency.ErrOutcomeUnknown, cause)`, `fmt.Errorf("call again with the same key: %w", cause)`}},
 		test:  "TestUnresolvedCommitIsSettledByTheNextCall",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "failed is reported as unknown", breaks: honest,
 		edits: []edit{{"txhelper/error.go", `return severity == "ERROR" &&`, `return severity == "LOG" &&`}},
 		test:  "TestRunEnds",
+		pkg:   "txhelper",
 	},
 	{
 		name: "a FATAL reply to COMMIT is taken for definite", breaks: honest,
 		edits: []edit{{"txhelper/error.go", `return severity == "ERROR" &&`, `return severity != "" &&`}},
 		test:  "TestRunOnAConnectionEndedInCommit",
+		pkg:   "txhelper",
 	},
 	{
 		name: "a lost commit is run again, if that is asked for", breaks: once,
 		edits: []edit{{"txhelper/run.go", "if _, ambiguous := errors.AsType[*AmbiguousCommitError](err); ambiguous || !withDefaults.Retryable(err) {", "if _, ambiguous := errors.AsType[*AmbiguousCommitError](err); ambiguous && attempt > 1 || !withDefaults.Retryable(err) {"}},
 		test:  "TestLostReplyThroughAWrappedPool",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the caller's cancellation interrupts COMMIT", breaks: honest,
 		edits: []edit{{txFile, "\tctx = context.WithoutCancel(ctx)\n\tbatch", "\tbatch"}},
 		test:  "TestCommitOutlivesItsCaller",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a lost connection fails a fresh call", breaks: honest,
 		edits: []edit{{txFile, "if t.conn.IsClosed() && ctx.Err() == nil {", "if t.conn.IsClosed() && ctx.Err() != nil {"}},
 		test:  "TestConnectionLostBeforeBeginIsReplaced",
+		pkg:   "idempotency/pgxstore",
 	},
 
 	// Whoever ends the transaction.
@@ -528,6 +604,7 @@ var table = []mutant{
 		name: "a function commits the transaction of Do", breaks: together,
 		edits: []edit{{"txhelper/tx.go", "\tif tx.parent != nil {\n\t\treturn tx.note(tx.Tx.Commit(ctx))", "\tif tx.parent != tx {\n\t\treturn tx.note(tx.Tx.Commit(ctx))"}},
 		test:  "TestRunRefusesToCommit",
+		pkg:   "txhelper",
 	},
 	{
 		name: "no rollback after a panic", breaks: neutral,
@@ -536,31 +613,37 @@ var table = []mutant{
 			{runFile, "\tanswer, err := fn(ctx, &r.tx)\n", "\tdone = false\n\tanswer, err := fn(ctx, &r.tx)\n\tdone = true\n"},
 		},
 		test: "TestGoexitAndPanicFreeTheKey",
+		pkg:  "idempotency/pgxstore",
 	},
 	{
 		name: "rollback under the cancelled context", breaks: neutral,
 		edits: []edit{{txFile, "ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.options.RollbackTimeout)", "ctx, cancel := context.WithTimeout(ctx, t.options.RollbackTimeout)"}},
 		test:  "TestRunWithACancelledContext",
+		pkg:   "txhelper",
 	},
 	{
 		name: "a connection is not given back", breaks: neutral,
 		edits: []edit{{txFile, "\tdefer t.release()\n", "\tif t.nested {\n\t\tdefer t.release()\n\t}\n"}},
 		test:  "TestGoexitAndPanicFreeTheKey",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a key may be begun inside its own Do", breaks: honest,
 		edits: []edit{{"idempotency/nesting.go", "if h.settings == s && h.key == key &&", "if h.settings == nil && h.key == key &&"}},
 		test:  "TestNestedDoOnTheSameKey",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a key may be begun on its own Do's transaction", breaks: once,
 		edits: []edit{{verbsFile, "if runKey(v.tx) == params.Key {", "if runKey(v.tx).ID == params.Key.Scope {"}},
 		test:  "TestNestedBeginOnTheOperationsTransaction",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a batch may have its own Do's key", breaks: once,
 		edits: []edit{{batchFile, "if runKey(v.tx) == p.Key {", "if runKey(v.tx).ID == p.Key.Scope {"}},
 		test:  "TestBatchOwnAndStrayKeys",
+		pkg:   "idempotency/pgxstore",
 	},
 
 	// The answer.
@@ -573,6 +656,7 @@ var table = []mutant{
 		name: "a type has a name that no record can have", breaks: noRerun,
 		edits: []edit{{"idempotency/codec.go", "case name == \"\" || !isText(name):", "case name == \"\":"}},
 		test:  "TestResultTypes/a name that could not be recorded is refused before anything runs",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a final error loses its reason", breaks: faithful,
@@ -602,31 +686,37 @@ var table = []mutant{
 			{query + "KeyGet", "    response,", "    convert_to(response::text, 'UTF8')::bytea AS response,"},
 		},
 		test: "TestResultTypes/bytes and raw JSON are untouched",
+		pkg:  "idempotency/pgxstore",
 	},
 	{
 		name: "the effect of a final error stays", breaks: together,
 		edits: []edit{{"idempotency/final.go", "Body: body}, UndoWrites: true}", "Body: body}, UndoWrites: false}"}},
 		test:  "TestFinalErrorIsRecordedOnce",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a final error that is not listed is recorded", breaks: honest,
 		edits: []edit{{"idempotency/final.go", "\treturn Answer{}, &KeyError{Key: key, Err: fmt.Errorf(\"%w: nothing was recorded", "\tif true {\n\t\treturn Answer{&Response{Type: TypeErrorPrefix + \"other\"}, true}, nil\n\t}\n\treturn Answer{}, &KeyError{Key: key, Err: fmt.Errorf(\"%w: nothing was recorded"}},
 		test:  "TestUnlistedFinalErrorRollsBackAndSaysSo",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a call whose reply was lost says that it did not run", breaks: honest,
 		edits: []edit{{"idempotency/pgxstore/resolve.go", "Record: record, Executed: true}", "Record: record}"}},
 		test:  "TestLostReplyToCommitIsResolved/committed",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a transaction without a key runs again after a lost commit", breaks: once,
 		edits: []edit{{"idempotency/pgxstore/transact.go", "return fmt.Errorf(\"%w: %w\", idempotency.ErrOutcomeUnknown, err)", "return fmt.Errorf(\"%w: %w\", idempotency.ErrOutcomeUnknown, &leftNothingError{cause: err})"}},
 		test:  "TestTransactThatLosesTheReplyToItsCommit/committed",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a transaction without a key may be idle for ever", breaks: unstuck,
 		edits: []edit{{"idempotency/pgxstore/transact.go", "if s.idleSetting.Valid {", "if s.idleSetting.Valid && batch == nil {"}},
 		test:  "TestFlightsAndStatements",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the configuration tells the secret", breaks: secret,
@@ -637,6 +727,7 @@ var table = []mutant{
 		name: "an answer that nobody can read is committed", breaks: faithful,
 		edits: []edit{{"idempotency/do.go", "if o.givenErr != nil && !isFinal(o.givenErr) {", "if o.givenErr != nil && isFinal(o.givenErr) && answer.Response == nil {"}},
 		test:  "TestAnswerThatCannotBeReadBackRollsBack",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the first caller is told of another expiry than the next", breaks: faithful,
@@ -647,11 +738,13 @@ var table = []mutant{
 		name: "any type is decoded from the answer", breaks: faithful,
 		edits: []edit{{"idempotency/codec.go", "if response.Type != c.typeName {", "if response.Type == \"\" {"}},
 		test:  "TestResultTypes",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "an answer of any size is recorded", breaks: bounded,
 		edits: []edit{{"idempotency/operation.go", "answer.Response.validateSize(o.client.settings.MaxResponseSize)", "answer.Response.validateSize(1 << 30)"}},
 		test:  "TestResponseOverTheLimitRollsBack",
+		pkg:   "idempotency/pgxstore",
 	},
 
 	// The gate.
@@ -734,11 +827,13 @@ var table = []mutant{
 		name: "an answer is shared past row-level security", breaks: apart,
 		edits: []edit{{gateFile, "\tif q.gate.perCaller {\n", "\tif false {\n"}},
 		test:  "TestRowLevelSecurityWallsOffWaitingCalls",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "schemas chosen by settings wait for each other", breaks: apart,
 		edits: []edit{{gateFile, "wanted.namespace, err = g.namespace(ctx)", "_, err = g.namespace(ctx)"}},
 		test:  "TestSchemasOfSettingsDoNotWaitForEachOther",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the settings of a request part its duplicates", breaks: bounded,
@@ -756,6 +851,7 @@ var table = []mutant{
 		name: "a batch in the order of its params", breaks: unstuck,
 		edits: []edit{{"idempotency/batch.go", "return cmp.Or(strings.Compare(a.Key.Scope, b.Key.Scope), strings.Compare(a.Key.ID, b.Key.ID))", "return cmp.Or(strings.Compare(a.Key.Scope, b.Key.Scope), 0*strings.Compare(a.Key.ID, b.Key.ID))"}},
 		test:  "TestOverlappingBatchesDoNotDeadlock",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a key twice in a batch is claimed twice", breaks: once,
@@ -766,21 +862,25 @@ var table = []mutant{
 		name: "a batch waits for rows that others hold", breaks: bounded,
 		edits: []edit{{query + "KeyReclaimMany", "SKIP LOCKED", ""}},
 		test:  "TestBatchAgainstRivalsForExpiredKeys",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "whoever waits for the table is said to wait for a key", breaks: honest,
 		edits: []edit{{batchFile, "if waitedForKey(err) {", "if waitedForKey(err) || b.hints {"}},
 		test:  "TestBatchThatWaitsForTheTable",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a batch leaves its lock_timeout behind", breaks: neutral,
 		edits: []edit{{query + "KeyClaimedMany", "'samecommit.lock_timeout'", "'lock_timeout'"}},
 		test:  "TestBatchBesideALargeOne",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a batch's lock_timeout outlives its transaction", breaks: neutral,
 		edits: []edit{{query + "KeyBeginMany", "THEN @lock_timeout::text END,\n        true", "THEN @lock_timeout::text END,\n        false"}},
 		test:  "TestBatchSettingsEndWithTheTransaction",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a batch that waited too long aborts its caller", breaks: unstuck,
@@ -790,21 +890,25 @@ var table = []mutant{
 			{batchFile, `"ROLLBACK TO SAVEPOINT samecommit_batch; RELEASE SAVEPOINT samecommit_batch"`, `""`},
 		},
 		test: "TestBatchBesideALargeOne",
+		pkg:  "idempotency/pgxstore",
 	},
 	{
 		name: "a large batch takes a lock for each key", breaks: bounded,
 		edits: []edit{{batchFile, "const maxHints = 100\n", "const maxHints = 1_000_000\n"}},
 		test:  "TestBatchOfTenThousandKeys",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a large batch ignores the locks of others", breaks: bounded,
 		edits: []edit{{query + "KeyClaimMany", "ELSE wanted.lock_id NOT IN", "ELSE wanted.lock_id IS NOT NULL OR wanted.lock_id NOT IN"}},
 		test:  "TestBatchOfTenThousandKeys",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a replayed batch takes locks", breaks: bounded,
 		edits: []edit{{query + "KeyClaimMany", "WHEN (SELECT true", "WHEN (SELECT false"}},
 		test:  "TestBatchReplayWritesNothing",
+		pkg:   "idempotency/pgxstore",
 	},
 
 	// Settings.
@@ -812,41 +916,49 @@ var table = []mutant{
 		name: "settings outlive their transaction", breaks: apart,
 		edits: []edit{{query + "SetLocal", "true", "false"}},
 		test:  "TestRowLevelSecurityRecipe",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the idle timeout outlives its transaction", breaks: neutral,
 		edits: []edit{{query + "KeyTryLock", "current_setting('idle_in_transaction_session_timeout')),\n        true", "current_setting('idle_in_transaction_session_timeout')),\n        false"}},
 		test:  "TestIdleTimeoutEndsWithTheTransaction",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "no idle timeout", breaks: unstuck,
 		edits: []edit{{storeFile, "\tif timeout < 0 {\n", "\tif timeout > -2 {\n"}},
 		test:  "TestIdleTimeoutEndsWithTheTransaction",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the sweep is sent without settings", breaks: apart,
 		edits: []edit{{sweepFile, "\tqueue(batch)\n", "\tqueue(&pgx.Batch{})\n"}},
 		test:  "TestSweepUnderRowLevelSecurity",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "Get is sent without settings", breaks: apart,
 		edits: []edit{{storeFile, "return s.get(ctx, s.querier(s.db), key)", "return s.get(ctx, s.db, key)"}},
 		test:  "TestRowLevelSecurityRecipe",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the look after a failure is sent without settings", breaks: apart,
 		edits: []edit{{runFile, "\tfound, err := r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)\n", "\tfound, err := r.store.lookUp(ctx, r.store.db, r.params.Key)\n"}},
 		test:  "TestRowLevelSecurityRecipe",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the look before SERIALIZABLE is sent without settings", breaks: apart,
 		edits: []edit{{runFile, "r.seen, err = r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)", "r.seen, err = r.store.lookUp(ctx, r.store.db, r.params.Key)"}},
 		test:  "TestRowLevelSecurityRecipe",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a refused setting is printed", breaks: secret,
 		edits: []edit{{"idempotency/pgxstore/setting.go", "its value and the right to set it\", name, pgErr.Code)", "its value and the right to set it: %s\", name, pgErr.Code, pgErr.Message)"}},
 		test:  "TestRefusedSettingIsNamedWithoutItsValue",
+		pkg:   "idempotency/pgxstore",
 	},
 
 	// Leases and clocks.
@@ -854,6 +966,7 @@ var table = []mutant{
 		name: "a completion that was not sent lets the work commit", breaks: fenced,
 		edits: []edit{{verbsFile, "TxStatus() != 'T'", "TxStatus() == 'T'"}},
 		test:  "TestCompletionThatWasNotSentCannotCommit",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a lease is taken over, whatever it became", breaks: fenced,
@@ -863,6 +976,7 @@ var table = []mutant{
 			{query + "KeyReclaim", "locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz", "sqlc.narg('seen_locked_until')::timestamptz IS NULL IS NOT NULL"},
 		},
 		test: "TestTakeoverComparesTheRow",
+		pkg:  "idempotency/pgxstore",
 	},
 	{
 		name: "a lease that ends now is still held", breaks: unstuck,
@@ -888,21 +1002,25 @@ var table = []mutant{
 		name: "leases end by the program's clock", breaks: fenced,
 		edits: []edit{{recordFile, "return record.Judge(fingerprint, r.ReadAt.Time)", "return record.Judge(fingerprint, time.Now())"}},
 		test:  "TestDatabasesClockDecides",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "answers expire by the program's clock", breaks: retention,
 		edits: []edit{{recordFile, "r.ExpiresAt.Time.After(r.ReadAt.Time)", "r.ExpiresAt.Time.After(time.Now())"}},
 		test:  "TestDatabasesClockDecides",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a look at the time the transaction began", breaks: retention,
 		edits: []edit{{query + "KeyGet", "statement_timestamp()::timestamptz AS read_at", "now()::timestamptz AS read_at"}},
 		test:  "TestTimeOfALongTransaction",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the TTL counts from the transaction's begin", breaks: retention,
 		edits: []edit{{query + "KeyComplete", "statement_timestamp() + @ttl", "now() + @ttl"}},
 		test:  "TestTimeOfALongTransaction",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the holder's deadline is after the lease's", breaks: fenced,
@@ -915,11 +1033,13 @@ var table = []mutant{
 		name: "an expired answer replays", breaks: retention,
 		edits: []edit{{"idempotency/record.go", "case r.State == Completed && r.ExpiresAt.After(now):", "case r.State == Completed:"}},
 		test:  "TestTimeOfALongTransaction",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "an expired answer can be read", breaks: retention,
 		edits: []edit{{recordFile, "return r.completed() && r.ExpiresAt.Time.After(r.ReadAt.Time)", "return r.completed()"}},
 		test:  "TestDatabasesClockDecides",
+		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the sweep deletes what is in progress", breaks: retention,
@@ -951,6 +1071,7 @@ var table = []mutant{
 		name: "the sweep waits for a row that is claimed again", breaks: bounded,
 		edits: []edit{{query + "KeyDeleteExpired", "SKIP LOCKED", ""}},
 		test:  "TestSweepLeavesLockedRowsAlone",
+		pkg:   "idempotency/pgxstore",
 	},
 
 	// The schema.
@@ -958,51 +1079,61 @@ var table = []mutant{
 		name: "UNLOGGED", breaks: keeps,
 		edits: []edit{{schema, "CREATE TABLE idempotency_keys (", "CREATE UNLOGGED TABLE idempotency_keys ("}},
 		test:  "TestSchemaSurvivesCrashesAndUpgrades",
+		pkg:   "migrations",
 	},
 	{
 		name: "keys in the collation of the database", breaks: once,
 		edits: []edit{{schema, `idempotency_name AS text COLLATE "C"`, `idempotency_name AS text`}},
 		test:  "TestSchemaSurvivesCrashesAndUpgrades",
+		pkg:   "migrations",
 	},
 	{
 		name: "an index on what every write changes", breaks: bounded,
 		edits: []edit{{schema, "ON idempotency_keys (expires_at)\n", "ON idempotency_keys (expires_at, updated_at)\n"}},
 		test:  "TestSchemaGolden",
+		pkg:   "migrations",
 	},
 	{
 		name: "the guard acts before the commit", breaks: everywhere,
 		edits: []edit{{schema, "DEFERRABLE INITIALLY DEFERRED", "NOT DEFERRABLE"}},
 		test:  "TestUnfinishedRowCannotCommit",
+		pkg:   "migrations",
 	},
 	{
 		name: "migrations run beside each other", breaks: upgrade,
 		edits: []edit{{"migrations/migrate.go", "\t\tgoose.WithSessionLocker(locker),\n", "\t\tgoose.WithVerbose(locker == nil),\n"}},
 		test:  "TestMigrateUpTakesTurns",
+		pkg:   "migrations",
 	},
 	{
 		name: "a search_path without a schema goes unsaid", breaks: honest,
 		edits: []edit{{"migrations/schema.go", "\tcase p.created == \"\":", "\tcase p.created == \"\" && p.temporary:"}},
 		test:  "TestMigrateWithoutASchema",
+		pkg:   "migrations",
 	},
 	{
 		name: "an empty table in front of the one with the keys", breaks: once,
 		edits: []edit{{"migrations/schema.go", "\tcase p.keys != \"\" && p.keys != p.created:", "\tcase p.keys != \"\" && p.created == \"\":"}},
 		test:  "TestMigrateUpInFrontOfATable/made by the application",
+		pkg:   "migrations",
 	},
 	{
 		name: "tables in front of the version table", breaks: once,
 		edits: []edit{{"migrations/schema.go", "\tcase p.version != \"\":", "\tcase p.version != \"\" && p.created == \"\":"}},
 		test:  "TestMigrateUpInFrontOfAVersionTable",
+		pkg:   "migrations",
 	},
 	{
 		name: "a temporary table passes for the real one", breaks: once,
 		edits: []edit{{"migrations/schema.go", "\tcase p.temporary:", "\tcase p.temporary && p.created == \"\":"}},
 		test:  "TestMigrateUpBehindATemporaryTable",
+		pkg:   "migrations",
 	},
 	{
 		name: "migrations share the application's table", breaks: upgrade,
 		edits: []edit{{"migrations/migrate.go", "goose.WithTableName(VersionTable)", "goose.WithTableName(goose.DefaultTablename)"}},
 		test:  "TestMigrateLeavesTheApplicationsGooseAlone",
+		pkg:   "migrations",
 	},
 
 	// The test kit.
@@ -1010,15 +1141,18 @@ var table = []mutant{
 		name: "statements are told apart by their values", breaks: honest,
 		edits: []edit{{kitFile, "text := withoutValues(message.Statement)", "text := message.Statement"}},
 		test:  "TestKitPassesCorrectHandlers/another order",
+		pkg:   "idempotency/idempotencytest",
 	},
 	{
 		name: "what hooks send is cut", breaks: honest,
 		edits: []edit{{kitFile, "\tif message.Starting {", "\tif message.Starting && message.Type == 0 {"}},
 		test:  "TestKitKeepsThePoolsSettings",
+		pkg:   "idempotency/idempotencytest",
 	},
 	{
 		name: "nobody asks for a key that is gone", breaks: honest,
 		edits: []edit{{"idempotency/idempotencytest/run.go", "if n := r.effects(t, key); n != 1 {\n\t\tt.Errorf(\"idempotencytest: %d effects after a call", "if n := r.effects(t, key); n < 1 {\n\t\tt.Errorf(\"idempotencytest: %d effects after a call"}},
 		test:  "TestKitFindsMistakes/a key that is forgotten",
+		pkg:   "idempotency/idempotencytest",
 	},
 }

@@ -43,7 +43,7 @@ func Start(ctx context.Context) (url string, stop func(context.Context) error, e
 		// The data does not outlive the container, and each test makes and
 		// removes hundreds of files: a tenth of the time in memory.
 		testcontainers.WithTmpfs(map[string]string{"/var/lib/postgresql": "rw"}),
-		testcontainers.WithCmdArgs("-c", "max_connections=200", "-c", "max_prepared_transactions=20"),
+		testcontainers.WithCmdArgs("-c", "max_connections=500", "-c", "max_prepared_transactions=20"),
 	)
 	stop = func(ctx context.Context) error {
 		return testcontainers.TerminateContainer(container, testcontainers.StopContext(ctx))

@@ -1,0 +1,201 @@
+package pgxstore_test
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// Ways to end the transaction that Do gave to its function. None of them may
+// commit an effect without its key, or a key without its effect.
+func TestEndingTheTransactionInsideDo(t *testing.T) {
+	t.Parallel()
+	b := bench.New(t, pgtest.DB(t), nil, nil)
+	raw := func(statements ...string) func(context.Context, pgx.Tx) error {
+		return func(ctx context.Context, tx pgx.Tx) error {
+			for _, sql := range statements {
+				if _, err := tx.Exec(ctx, sql); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	cases := map[string]struct {
+		end func(context.Context, pgx.Tx) error
+		// commits says that the effects before it are committed, by SQL that
+		// nobody can take back; the call still says that it went wrong.
+		commits bool
+	}{
+		"Commit returned":             {end: func(ctx context.Context, tx pgx.Tx) error { return tx.Commit(ctx) }},
+		"Commit ignored":              {end: func(ctx context.Context, tx pgx.Tx) error { _ = tx.Commit(ctx); return nil }},
+		"Rollback ignored":            {end: func(ctx context.Context, tx pgx.Tx) error { _ = tx.Rollback(ctx); return nil }},
+		"Commit, then another error":  {end: func(ctx context.Context, tx pgx.Tx) error { _ = tx.Commit(ctx); return errors.New("other") }},
+		"raw ROLLBACK":                {end: raw("ROLLBACK")},
+		"raw ROLLBACK AND CHAIN":      {end: raw("ROLLBACK AND CHAIN")},
+		"raw ROLLBACK; BEGIN":         {end: raw("ROLLBACK", "BEGIN")},
+		"raw COMMIT":                  {end: raw("COMMIT"), commits: true},
+		"raw COMMIT AND CHAIN":        {end: raw("COMMIT AND CHAIN"), commits: true},
+		"raw COMMIT; BEGIN":           {end: raw("COMMIT", "BEGIN"), commits: true},
+		"raw PREPARE TRANSACTION":     {end: raw("PREPARE TRANSACTION " + prepared(t, b))},
+		"raw COMMIT in one statement": {end: raw("COMMIT; BEGIN; SELECT 1"), commits: true},
+		"COMMIT through a nested Exec": {end: func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Conn().Exec(ctx, "COMMIT AND CHAIN")
+			return err
+		}, commits: true},
+	}
+	for name, test := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := idempotency.Do(t.Context(), b.Client, bench.Params(name), func(ctx context.Context, tx pgx.Tx) (string, error) {
+				if err := bench.Effect(ctx, tx, name); err != nil {
+					return "", err
+				}
+				return name, test.end(ctx, tx)
+			})
+			if err == nil {
+				t.Error("Do succeeded")
+			}
+			if !errors.Is(err, idempotency.ErrOwned) {
+				t.Errorf("got %v, want ErrOwned", err)
+			}
+			if _, err := b.Client.Get(t.Context(), bench.Params(name).Key); !errors.Is(err, idempotency.ErrNotFound) {
+				t.Errorf("Get: %v, want ErrNotFound: no key may be recorded", err)
+			}
+			if n := b.Effects(t, name); (n == 1) != test.commits {
+				t.Errorf("%d effects, committed by raw SQL: %t", n, test.commits)
+			}
+			if held := b.Pool.Stat().AcquiredConns(); held > 8 {
+				t.Errorf("%d connections held", held)
+			}
+		})
+	}
+}
+
+func TestEndingTheTransactionInsideDoTx(t *testing.T) {
+	t.Parallel()
+	b := bench.New(t, pgtest.DB(t), nil, nil)
+	for name, end := range map[string]func(context.Context, pgx.Tx) error{
+		"Commit ignored":       func(ctx context.Context, tx pgx.Tx) error { _ = tx.Commit(ctx); return nil },
+		"Rollback ignored":     func(ctx context.Context, tx pgx.Tx) error { _ = tx.Rollback(ctx); return nil },
+		"raw COMMIT":           func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Exec(ctx, "COMMIT"); return err },
+		"raw COMMIT AND CHAIN": func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Exec(ctx, "COMMIT AND CHAIN"); return err },
+		"raw ROLLBACK":         func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Exec(ctx, "ROLLBACK"); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			err := pgx.BeginFunc(t.Context(), b.Pool, func(tx pgx.Tx) error {
+				_, err := idempotency.DoTx(t.Context(), b.Client, tx, bench.Params(name), func(ctx context.Context, tx pgx.Tx) (string, error) {
+					return name, errors.Join(bench.Effect(ctx, tx, name), end(ctx, tx))
+				})
+				if err == nil {
+					t.Error("DoTx succeeded")
+				}
+				return nil // a caller that ignores the error and commits
+			})
+			if err == nil && !strings.HasPrefix(name, "raw ROLLBACK") {
+				t.Error("the caller's transaction committed")
+			}
+			if _, err := b.Client.Get(t.Context(), bench.Params(name).Key); !errors.Is(err, idempotency.ErrNotFound) || b.Effects(t, name) != 0 {
+				t.Errorf("Get: %v, %d effects; want ErrNotFound and none", err, b.Effects(t, name))
+			}
+		})
+	}
+}
+
+// The effect is committed and stays; the call must say so and must not record
+// that it was rolled back.
+func TestRawCommitBeforeAnError(t *testing.T) {
+	t.Parallel()
+	b := bench.New(t, pgtest.DB(t), nil, finalConfig())
+	for name, failure := range map[string]error{"error": errors.New("declined"), "final error": idempotency.Final(errClosed)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := idempotency.Do(t.Context(), b.Client, bench.Params(name), func(ctx context.Context, tx pgx.Tx) (string, error) {
+				if _, err := tx.Exec(ctx, `COMMIT`); err != nil {
+					return "", err
+				}
+				return "", failure
+			})
+			if !errors.Is(err, idempotency.ErrOwned) || !errors.Is(err, txhelper.ErrEnded) {
+				t.Errorf("got %v, want ErrOwned and ErrEnded", err)
+			}
+			if _, err := b.Client.Get(t.Context(), bench.Params(name).Key); !errors.Is(err, idempotency.ErrNotFound) {
+				t.Errorf("Get: %v, want ErrNotFound", err)
+			}
+		})
+	}
+}
+
+func TestGoexitAndPanicFreeTheKey(t *testing.T) {
+	t.Parallel()
+	b := bench.New(t, pgtest.DB(t), nil, nil)
+	type reason struct{ why string }
+	thrown := &reason{"test"}
+	func() {
+		defer func() {
+			if recovered := recover(); recovered != any(thrown) {
+				t.Errorf("recovered %v, want the very value", recovered)
+			}
+		}()
+		_, _ = idempotency.Do(t.Context(), b.Client, bench.Params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+			if err := bench.Effect(ctx, tx, "k"); err != nil {
+				return "", err
+			}
+			panic(thrown)
+		})
+	}()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = idempotency.Do(t.Context(), b.Client, bench.Params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+			_ = bench.Effect(ctx, tx, "k")
+			runtime.Goexit()
+			return "", nil
+		})
+	}()
+	<-done
+	p := bench.Params("k")
+	p.Wait = idempotency.NoWait
+	if result, err := idempotency.Do(t.Context(), b.Client, p, bench.Charge("k")); err != nil || result.Replayed || b.Effects(t, "k") != 1 {
+		t.Errorf("%+v, %v, %d effects; want a first run", result, err, b.Effects(t, "k"))
+	}
+	if held := b.Pool.Stat().AcquiredConns(); held != 0 {
+		t.Errorf("%d connections are still held", held)
+	}
+}
+
+func TestCancelledCallerRollsBack(t *testing.T) {
+	t.Parallel()
+	b := bench.New(t, pgtest.DB(t), nil, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := idempotency.Do(ctx, b.Client, bench.Params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+		if err := bench.Effect(ctx, tx, "k"); err != nil {
+			return "", err
+		}
+		cancel()
+		return "", ctx.Err()
+	})
+	if !errors.Is(err, context.Canceled) || b.Effects(t, "k") != 0 {
+		t.Errorf("got %v, %d effects; want context.Canceled and none", err, b.Effects(t, "k"))
+	}
+
+	// Once the work is done, cancellation does not make the commit ambiguous.
+	ctx, cancel = context.WithCancel(t.Context())
+	result, err := idempotency.Do(ctx, b.Client, bench.Params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
+		defer cancel()
+		return "k", bench.Effect(ctx, tx, "k")
+	})
+	if err != nil || result.Replayed || b.Effects(t, "k") != 1 {
+		t.Errorf("%+v, %v, %d effects; want the run to commit", result, err, b.Effects(t, "k"))
+	}
+}

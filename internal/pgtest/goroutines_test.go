@@ -1,0 +1,22 @@
+package pgtest
+
+import (
+	"runtime"
+	"strings"
+	"testing"
+)
+
+func TestCheckGoroutines(t *testing.T) { //nolint:paralleltest // Other tests' goroutines would be counted.
+	before := runtime.NumGoroutine()
+	stop := make(chan struct{})
+	go leftBehind(stop)
+	if err := checkGoroutines(before, 0); err == nil || !strings.Contains(err.Error(), "leftBehind") {
+		t.Errorf("got %v, want the goroutine that is still running", err)
+	}
+	close(stop)
+	if err := checkGoroutines(before, leftoverTime); err != nil {
+		t.Error(err)
+	}
+}
+
+func leftBehind(stop chan struct{}) { <-stop }
