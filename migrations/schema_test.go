@@ -104,7 +104,7 @@ func dumpSchema(t *testing.T, pool *pgxpool.Pool) []byte {
 	}
 	var dump bytes.Buffer
 	fmt.Fprint(&dump, "-- The schema after every migration, written by:\n"+
-		"-- go test ./tests -run TestSchemaGolden -update\n-- Do not edit.\n")
+		"-- go test ./migrations -run TestSchemaGolden -update\n-- Do not edit.\n")
 	for _, domain := range bench.Lines(t, pool, dumpDomains) {
 		fmt.Fprintf(&dump, "\n%s\n", domain)
 	}
@@ -154,7 +154,7 @@ func TestSchemaGolden(t *testing.T) {
 		line++
 	}
 	t.Errorf("the migrations no longer make what %s says. Line %d is\n\t%s\nwant\n\t%s\n"+
-		"If the change is meant, run: go test ./tests -run TestSchemaGolden -update\nWhole schema:\n%s",
+		"If the change is meant, run: go test ./migrations -run TestSchemaGolden -update\nWhole schema:\n%s",
 		golden, line+1, gotLines[line], wantLines[line], got)
 }
 

@@ -1,8 +1,9 @@
-// Package tests holds the tests that need a PostgreSQL server, and whatever
-// else does not belong into the module that users import: containers, faults,
-// crashes, isolation levels and the command-line tool end to end.
+// Package tests holds what belongs to no single package: the store contract on
+// PostgreSQL, the demo and the README as users run them, what packages may
+// import, storms of duplicates; and in folders of its own chaos, interleavings,
+// models, the simulator, the matrix of versions, and the mutants that test the
+// tests. What a package promises by itself is tested beside it.
 //
 // It is a module of its own, so that what it needs never reaches a user's
-// go.sum. Package pgserver says how a server is found; with
-// SAMECOMMIT_POSTGRES=container only a container will do.
+// go.sum.
 package tests

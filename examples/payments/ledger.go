@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -30,19 +28,10 @@ CREATE TABLE ledger (
     amount bigint NOT NULL CHECK (amount > 0)
 )`
 
-// Enough that no charge of the load is refused.
-const openingBalance = 1_000_000_000_000
+// A million euros, in cents: enough that no charge of the load is refused.
+const openingBalance = 100_000_000
 
 var accountIDs = []string{"alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi"}
-
-// handlerPause is how long a charge spends between reading and writing, as real
-// handlers do. Without it duplicates would hardly ever meet.
-const handlerPause = 5 * time.Millisecond
-
-// randomPause is half to one and a half times pause.
-func randomPause(pause time.Duration) time.Duration {
-	return pause/2 + rand.N(pause+1)
-}
 
 // chargeRequest is the body of POST /charges.
 type chargeRequest struct {

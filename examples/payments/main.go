@@ -7,7 +7,7 @@
 //
 //	make demo                 # the safe way: no double effect, no lost answer
 //	make demo ARGS=--naive    # the usual way, to see it go wrong
-//	make demo ARGS=--serve    # only the API, with three curl lines to try
+//	make demo ARGS=--serve    # only the API, with curl lines to try
 //
 // It needs no preparation: it uses the server that SAMECOMMIT_POSTGRES_URL
 // names, or starts a throw-away one, and works in a database of its own.
@@ -15,6 +15,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -24,6 +25,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/samecommit/samecommit/examples/payments/internal/trouble"
 )
 
 // How the program ends.
@@ -35,19 +38,13 @@ const (
 )
 
 type options struct {
-	charges   int
-	atOnce    int
-	again     int
-	killEvery time.Duration
-	cutEvery  time.Duration
-	burst     int
-	pool      int
-	timeout   time.Duration
-	address   string
-	json      bool
-	serve     bool
-	naive     bool
-	verbose   bool
+	trouble trouble.Options
+	pool    int
+	address string
+	json    bool
+	serve   bool
+	naive   bool
+	verbose bool
 }
 
 func main() {
@@ -66,17 +63,17 @@ func main() {
 }
 
 func parseOptions(args []string, stderr io.Writer) (*options, error) {
-	var opts options
+	opts := options{trouble: trouble.Options{Accounts: accountIDs}}
 	flags := flag.NewFlagSet("payments", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.IntVar(&opts.charges, "n", 300, "number of distinct `charges`")
-	flags.IntVar(&opts.atOnce, "at-once", 4, "how many `times` each charge is sent at once")
-	flags.IntVar(&opts.again, "again", 2, "how many more `rounds` send every charge again")
-	flags.DurationVar(&opts.killEvery, "kill-every", 20*time.Millisecond, "`pause` between two killed connections, which becomes longer until a charge is acknowledged; 0 kills none")
-	flags.DurationVar(&opts.cutEvery, "cut-every", 40*time.Millisecond, "`pause` between two connections cut as the reply to a COMMIT passes; 0 cuts none")
-	flags.IntVar(&opts.burst, "burst", 1000, "how many `times` one charge is sent at once before the others; 0 is never")
+	flags.IntVar(&opts.trouble.Charges, "n", 300, "number of distinct `charges`")
+	flags.IntVar(&opts.trouble.AtOnce, "at-once", 4, "how many `times` each charge is sent at once")
+	flags.IntVar(&opts.trouble.Again, "again", 2, "how many more `rounds` send every charge again")
+	flags.DurationVar(&opts.trouble.KillEvery, "kill-every", 20*time.Millisecond, "`pause` between two killed connections, which becomes longer until a charge is acknowledged; 0 kills none")
+	flags.DurationVar(&opts.trouble.CutEvery, "cut-every", 40*time.Millisecond, "`pause` between two connections cut as the reply to a COMMIT passes; 0 cuts none")
+	flags.IntVar(&opts.trouble.Burst, "burst", 1000, "how many `times` one charge is sent at once before the others; 0 is never")
 	flags.IntVar(&opts.pool, "pool", 8, "how many database `connections` the API has at most")
-	flags.DurationVar(&opts.timeout, "timeout", time.Minute, "how `long` clients of the burst, and of the rest, go on before they give up")
+	flags.DurationVar(&opts.trouble.Timeout, "timeout", time.Minute, "how `long` clients of the burst, and of the rest, go on before they give up")
 	flags.StringVar(&opts.address, "addr", "127.0.0.1:0", "`address` that the API listens on; port 0 takes a free one")
 	flags.BoolVar(&opts.json, "json", false, "print the audit as one JSON object")
 	flags.BoolVar(&opts.serve, "serve", false, "run only the API, until ctrl-C, and print curl lines to try")
@@ -87,7 +84,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 charges many times each, while database connections are killed and replies to
 COMMIT are lost. It audits the tables afterwards, and exits with 1 if any charge
 took effect twice, an acknowledged one is not there, or no reply to COMMIT was
-lost although some should be.
+lost although some should be. With -naive the first two are what it shows.
 
 Usage: make demo ARGS="[flags]"
 
@@ -110,22 +107,22 @@ an engine answers, else from this machine's own PostgreSQL.
 	switch {
 	case flags.NArg() > 0:
 		return nil, refuse("takes no arguments but flags, and got %q", flags.Arg(0))
-	case opts.charges < 1 || opts.charges > 1_000_000:
-		return nil, refuse("-n is %d; use 1 to 1000000", opts.charges)
-	case opts.atOnce < 1 || opts.atOnce > 100:
-		return nil, refuse("-at-once is %d; use 1 to 100", opts.atOnce)
-	case opts.again < 0 || opts.again > 100:
-		return nil, refuse("-again is %d; use 0 to 100", opts.again)
-	case opts.killEvery < 0:
+	case opts.trouble.Charges < 1 || opts.trouble.Charges > 1_000_000:
+		return nil, refuse("-n is %d; use 1 to 1000000", opts.trouble.Charges)
+	case opts.trouble.AtOnce < 1 || opts.trouble.AtOnce > 100:
+		return nil, refuse("-at-once is %d; use 1 to 100", opts.trouble.AtOnce)
+	case opts.trouble.Again < 0 || opts.trouble.Again > 100:
+		return nil, refuse("-again is %d; use 0 to 100", opts.trouble.Again)
+	case opts.trouble.KillEvery < 0:
 		return nil, refuse("-kill-every is negative; use 0 to kill none")
-	case opts.cutEvery < 0:
+	case opts.trouble.CutEvery < 0:
 		return nil, refuse("-cut-every is negative; use 0 to cut none")
-	case opts.burst < 0 || opts.burst > 5000: // each takes two of the process's files
-		return nil, refuse("-burst is %d; use 0 to 5000", opts.burst)
+	case opts.trouble.Burst < 0 || opts.trouble.Burst > 5000: // each takes two of the process's files
+		return nil, refuse("-burst is %d; use 0 to 5000", opts.trouble.Burst)
 	case opts.pool < 1 || opts.pool > 64:
 		return nil, refuse("-pool is %d; use 1 to 64", opts.pool)
-	case opts.timeout <= 0:
-		return nil, refuse("-timeout is %s; it must be positive", opts.timeout)
+	case opts.trouble.Timeout <= 0:
+		return nil, refuse("-timeout is %s; it must be positive", opts.trouble.Timeout)
 	case opts.serve && opts.json:
 		return nil, refuse("-json prints an audit, and -serve makes none; use one of them")
 	}
@@ -149,7 +146,8 @@ func run(ctx context.Context, opts *options, stdout, stderr io.Writer) int {
 }
 
 func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code int, err error) {
-	db, err := openDatabase(ctx, opts.pool, func(format string, args ...any) {
+	made := trouble.New(&opts.trouble)
+	db, err := openDatabase(ctx, opts.pool, made.Attach, func(format string, args ...any) {
 		_, _ = fmt.Fprintf(stderr, "payments: "+format+"\n", args...)
 	})
 	if err != nil {
@@ -168,8 +166,7 @@ func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code in
 	if opts.verbose || opts.serve {
 		logger = slog.New(slog.NewTextHandler(stderr, nil))
 	}
-	burst := newBurst(opts.burst, db.lending)
-	work := burst.work
+	work := made.Work
 	if opts.serve {
 		work = func(context.Context) {}
 	}
@@ -182,7 +179,7 @@ func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code in
 	if err != nil {
 		return exitFailed, err
 	}
-	api, err := listen(ctx, opts.address, burst.watch(payments), db.pool, logger)
+	api, err := listen(ctx, opts.address, payments, db.pool, made.Watch, logger)
 	if err != nil {
 		return exitFailed, err
 	}
@@ -193,16 +190,31 @@ func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code in
 		<-ctx.Done()
 		return exitOK, nil
 	}
-	if err := burst.run(ctx, api.url, opts.timeout, stderr); err != nil {
+	found := &trouble.API{URL: api.url, Pool: db.pool}
+	if err := made.Run(ctx, found, stderr); err != nil {
 		return exitFailed, err
 	}
-	load := newLoad(opts)
-	if err := load.run(ctx, db, api.url, stderr); err != nil {
-		return exitFailed, err
-	}
-	report, err := audit(ctx, db, load, burst, before)
+	report, err := made.Audit(ctx, found, before)
 	if err != nil {
 		return exitFailed, err
 	}
-	return report.print(opts, stdout, stderr)
+	return show(report, opts, stdout, stderr)
+}
+
+// show prints the report, and then what it means to whoever reads along.
+func show(report *trouble.Report, opts *options, stdout, stderr io.Writer) (code int, err error) {
+	if opts.json {
+		err = json.NewEncoder(stdout).Encode(report)
+	} else {
+		err = report.Print(stdout)
+	}
+	if err != nil {
+		return exitFailed, fmt.Errorf("print the audit: %w", err)
+	}
+	verdict, ok := report.Verdict(opts.naive)
+	if !ok {
+		code = exitFailed
+	}
+	_, err = fmt.Fprintln(stderr, verdict)
+	return code, err
 }

@@ -28,17 +28,16 @@ type database struct {
 	server *pgserver.Server
 	name   string
 	pool   *pgxpool.Pool
-	cutter *cutter
-	// lending knows which of the pool's connections are in use.
-	lending *lending
 }
 
-func openDatabase(ctx context.Context, connections int, logf func(string, ...any)) (db *database, err error) {
+// openDatabase makes the database and a pool, whose configuration attach may
+// change before any connection is made.
+func openDatabase(ctx context.Context, connections int, attach func(*pgxpool.Config), logf func(string, ...any)) (db *database, err error) {
 	server, err := pgserver.Start(ctx, &pgserver.Options{Container: pgcontainer.Start, Logf: logf})
 	if err != nil {
 		return nil, err
 	}
-	db = &database{server: server, cutter: &cutter{}, lending: &lending{lent: map[*pgx.Conn]bool{}}}
+	db = &database{server: server}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, db.close(context.WithoutCancel(ctx)))
@@ -57,26 +56,12 @@ func openDatabase(ctx context.Context, connections int, logf func(string, ...any
 	}
 	config.ConnConfig.Database = name
 	config.ConnConfig.RuntimeParams["application_name"] = serverName
-	config.ConnConfig.AfterNetConnect = db.cutter.wrap
-	config.ConnConfig.Tracer = db.lending
 	config.MaxConns = int32(connections) //nolint:gosec // Checked with the flags.
+	attach(config)
 	if db.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("connect to database %s: %w", name, err)
 	}
 	return db, migrations.Up(ctx, db.pool)
-}
-
-// connect returns a connection of its own, which neither killer nor cutter
-// touches.
-func (d *database) connect(ctx context.Context) (*pgx.Conn, error) {
-	config := d.pool.Config().ConnConfig
-	config.RuntimeParams["application_name"] = serverName + "-observer"
-	config.AfterNetConnect = nil
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		return nil, fmt.Errorf("connect to database %s: %w", d.name, err)
-	}
-	return conn, nil
 }
 
 // onServer runs one statement in the database that the server's URL names.

@@ -35,7 +35,7 @@ type api struct {
 	ended chan error
 }
 
-func listen(ctx context.Context, address string, payments charger, pool *pgxpool.Pool, logger *slog.Logger) (*api, error) {
+func listen(ctx context.Context, address string, payments charger, pool *pgxpool.Pool, watch func(charges http.Handler) http.Handler, logger *slog.Logger) (*api, error) {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
@@ -43,7 +43,7 @@ func listen(ctx context.Context, address string, payments charger, pool *pgxpool
 	}
 	mux := http.NewServeMux()
 	h := &handler{payments: payments, pool: pool, logger: logger}
-	mux.HandleFunc("POST /charges", h.charge)
+	mux.Handle("POST /charges", watch(http.HandlerFunc(h.charge)))
 	mux.HandleFunc("GET /accounts/{id}", h.account)
 	a := &api{
 		url:    "http://" + listener.Addr().String(),
@@ -184,12 +184,12 @@ func (h *handler) write(w http.ResponseWriter, status int, value any) {
 	}
 }
 
-// printCurl prints three requests that show what a key does.
+// printCurl prints requests that show what a key does.
 func printCurl(w io.Writer, url string) {
 	const body = `{"ref":"order-1","from":"alice","to":"bob","amount":1250}`
 	const other = `{"ref":"order-1","from":"alice","to":"bob","amount":9999}`
-	curl := func(body string) string {
-		return fmt.Sprintf("curl -i %s/charges -H 'Idempotency-Key: try-1' -H 'Content-Type: application/json' -d '%s'", url, body)
+	curl := func(key, body string) string {
+		return fmt.Sprintf("curl -i %s/charges -H 'Idempotency-Key: %s' -H 'Content-Type: application/json' -d '%s'", url, key, body)
 	}
 	_, _ = fmt.Fprintf(w, `The payments API listens on %s. Try these, in this order; ctrl-C ends it.
 
@@ -201,5 +201,11 @@ func printCurl(w io.Writer, url string) {
 
 # 3. Another body under the same key: 422, and nothing is charged.
 %s
-`, url, curl(body), curl(body), curl(other))
+
+# 4. Another key is another charge, also with the same body.
+%s
+
+# 5. Two at once under one key: one charge, and both get its answer.
+%s & %s & wait
+`, url, curl("try-1", body), curl("try-1", body), curl("try-1", other), curl("try-2", body), curl("try-3", body), curl("try-3", body))
 }

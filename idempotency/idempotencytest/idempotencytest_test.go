@@ -598,11 +598,7 @@ func TestKitKeepsThePoolsSettings(t *testing.T) {
 		_, err := conn.Exec(ctx, `SET app.name = 'ours'`)
 		return err
 	}
-	given, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(given.Close)
+	given := bench.PoolWith(t, config)
 	var points []string
 	h := handler(func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
 		t.Helper()

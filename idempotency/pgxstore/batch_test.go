@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
@@ -86,11 +85,7 @@ func TestBatchFlights(t *testing.T) {
 	counter := &bench.QueryCounter{}
 	config := pgtest.Config(t)
 	config.ConnConfig.Tracer = counter
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, config)
 	b := bench.New(t, pool, nil, nil)
 	next := 0
 	for _, size := range []int{1, 10, 100, 1000} {
@@ -136,11 +131,7 @@ func TestBatchRefusesBadInputBeforeAnySQL(t *testing.T) {
 	counter := &bench.QueryCounter{}
 	config := pgtest.Config(t)
 	config.ConnConfig.Tracer = counter
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, config)
 	b := bench.New(t, pool, nil, nil)
 	tx, err := pool.Begin(t.Context())
 	if err != nil {
@@ -212,11 +203,7 @@ func TestBatchInEveryExecMode(t *testing.T) {
 				config := pgtest.Config(t)
 				config.ConnConfig.DefaultQueryExecMode = mode
 				config.ConnConfig.RuntimeParams["default_transaction_isolation"] = string(level)
-				pool, err := pgxpool.NewWithConfig(t.Context(), config)
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(pool.Close)
+				pool := bench.PoolWith(t, config)
 				b := bench.New(t, pool, nil, nil)
 
 				// Texts that an array literal could get wrong.
@@ -305,11 +292,7 @@ func TestOverlappingBatchesDoNotDeadlock(t *testing.T) {
 	config := pgtest.Config(t)
 	config.MaxConns = int32(len(sizes) + 2)
 	config.ConnConfig.RuntimeParams["deadlock_timeout"] = "1ms"
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, config)
 	b := bench.New(t, pool, nil, nil)
 	inProgress, refused, effects := 0, 0, 0
 	for round := range rounds {
@@ -652,11 +635,7 @@ func TestBatchSettingsEndWithTheTransaction(t *testing.T) {
 	t.Parallel()
 	config := pgtest.Config(t)
 	config.MaxConns = 1
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, config)
 	b := bench.New(t, pool, nil, nil)
 	settings := func() (text string) {
 		t.Helper()
@@ -863,11 +842,7 @@ func TestBatchAgainstRivalsForExpiredKeys(t *testing.T) {
 	t.Run("a row that has changed since the look is judged again", func(t *testing.T) {
 		t.Parallel()
 		config := pgtest.Config(t)
-		rivals, err := pgxpool.NewWithConfig(t.Context(), config)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(rivals.Close)
+		rivals := bench.PoolWith(t, config)
 		rival := bench.New(t, rivals, nil, nil)
 		all := batchParams(0, 10)
 		expireAll(t, rival, all)
@@ -880,11 +855,7 @@ func TestBatchAgainstRivalsForExpiredKeys(t *testing.T) {
 			}
 			wantStates(t, batch, always(idempotency.New))
 		}}
-		pool, err := pgxpool.NewWithConfig(t.Context(), config)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(pool.Close)
+		pool := bench.PoolWith(t, config)
 		b := bench.New(t, pool, nil, nil)
 		batch, err := runBatch(t.Context(), b, all)
 		if err != nil {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
@@ -33,11 +32,7 @@ func TestDoRunsOnceInEveryExecMode(t *testing.T) {
 				t.Parallel()
 				config := pgtest.Config(t)
 				config.ConnConfig.DefaultQueryExecMode = mode
-				pool, err := pgxpool.NewWithConfig(t.Context(), config)
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(pool.Close)
+				pool := bench.PoolWith(t, config)
 				b := bench.New(t, pool, &pgxstore.Config{TxOptions: pgx.TxOptions{IsoLevel: level}}, nil)
 
 				first, err := idempotency.Do(t.Context(), b.Client, bench.Params("k"), bench.Charge("k"))

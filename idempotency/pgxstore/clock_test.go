@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/internal/pgtest"
@@ -23,11 +22,7 @@ func leased(id string, lease time.Duration) *idempotency.BeginParams {
 func TestDatabasesClockDecides(t *testing.T) {
 	t.Parallel()
 	config := pgtest.Config(t)
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, config)
 	b := bench.New(t, pool, nil, nil)
 	if _, err := pool.Exec(t.Context(), `CREATE SCHEMA ahead; CREATE FUNCTION ahead.statement_timestamp() RETURNS timestamptz
 		LANGUAGE sql STABLE AS $$ SELECT pg_catalog.statement_timestamp() + interval '1 hour' $$`); err != nil {
@@ -35,11 +30,7 @@ func TestDatabasesClockDecides(t *testing.T) {
 	}
 	config = config.Copy()
 	config.ConnConfig.RuntimeParams["search_path"] = "ahead, pg_catalog, public"
-	ahead, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(ahead.Close)
+	ahead := bench.PoolWith(t, config)
 	later := bench.Open(t, ahead, nil, nil)
 
 	begin := func(b *bench.Bench, id string, want idempotency.State) *idempotency.Outcome {
@@ -141,11 +132,7 @@ func TestTakeoverComparesTheRow(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			config := pgtest.Config(t)
-			rivals, err := pgxpool.NewWithConfig(t.Context(), config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(rivals.Close)
+			rivals := bench.PoolWith(t, config)
 			rival := bench.New(t, rivals, nil, nil)
 			outcome, err := rival.Store.Begin(t.Context(), leased("k", time.Millisecond))
 			if err != nil {
@@ -164,11 +151,7 @@ func TestTakeoverComparesTheRow(t *testing.T) {
 					t.Error(err)
 				}
 			}}
-			pool, err := pgxpool.NewWithConfig(t.Context(), config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(pool.Close)
+			pool := bench.PoolWith(t, config)
 			late, err := bench.Open(t, pool, nil, nil).Store.Begin(t.Context(), leased("k", time.Minute))
 			if err != nil || late.State != test.want || !acted {
 				t.Errorf("%+v, %v, the rival acted: %t; want %v", late, err, acted, test.want)

@@ -121,11 +121,7 @@ func recordBench(t *testing.T, poolConfig *pgxpool.Config, config *idempotency.C
 	recorder := &flightRecorder{}
 	poolConfig = poolConfig.Copy()
 	poolConfig.ConnConfig.Tracer = recorder
-	pool, err := pgxpool.NewWithConfig(t.Context(), poolConfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, poolConfig)
 	return bench.New(t, pool, nil, config), recorder
 }
 
@@ -357,11 +353,7 @@ func TestAllocations(t *testing.T) { //nolint:paralleltest // Other tests' alloc
 	config := pgtest.Config(t)
 	recorded, recorder := recordBench(t, config, nil)
 	// A tracer would allocate as well.
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, config)
 	b := bench.Open(t, pool, nil, nil)
 
 	ctx, made := t.Context(), 0
@@ -579,11 +571,7 @@ func TestFlights(t *testing.T) {
 	counter := &bench.QueryCounter{}
 	config := pgtest.Config(t)
 	config.ConnConfig.Tracer = counter
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, config)
 	b := bench.New(t, pool, nil, nil)
 	do := func(id string) func() {
 		return func() {

@@ -28,11 +28,7 @@ func proxiedBench(t *testing.T, c *bench.CommitProxy, config *pgxstore.Config) *
 	t.Helper()
 	poolConfig := c.Through(t, pgtest.Config(t))
 	poolConfig.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // every COMMIT is sent as text
-	pool, err := pgxpool.NewWithConfig(t.Context(), poolConfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, poolConfig)
 	return bench.New(t, pool, config, nil)
 }
 
@@ -463,11 +459,7 @@ func TestKilledBackends(t *testing.T) {
 	t.Parallel()
 	config := pgtest.Config(t)
 	config.ConnConfig.RuntimeParams["application_name"] = "victim"
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, config)
 	b := bench.New(t, pool, nil, nil)
 	killer, err := pgx.Connect(t.Context(), config.ConnString())
 	if err != nil {
@@ -631,10 +623,6 @@ func TestTryThatLostItsConnectionIsInProgress(t *testing.T) {
 
 func openPool(t *testing.T, config *pgxpool.Config) *pgxpool.Pool {
 	t.Helper()
-	pool, err := pgxpool.NewWithConfig(t.Context(), config.Copy())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, config.Copy())
 	return pool
 }

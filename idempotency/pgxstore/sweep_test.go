@@ -133,11 +133,7 @@ func TestSweepLeavesLockedRowsAlone(t *testing.T) {
 	config := pgtest.Config(t)
 	// Waiting for the row would be an error.
 	config.ConnConfig.RuntimeParams["lock_timeout"] = "10ms"
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, config)
 	b := bench.New(t, pool, nil, nil)
 	expireAll(t, b, batchParams(0, 3))
 	tx, err := pool.Begin(t.Context())

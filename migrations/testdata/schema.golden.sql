@@ -1,5 +1,5 @@
 -- The schema after every migration, written by:
--- go test ./tests -run TestSchemaGolden -update
+-- go test ./migrations -run TestSchemaGolden -update
 -- Do not edit.
 
 CREATE DOMAIN idempotency_attempt AS integer

@@ -179,11 +179,7 @@ func openPool(t *testing.T, config *pgxpool.Config, name string) *pgxpool.Pool {
 	// this small on when it was last analyzed.
 	config.ConnConfig.RuntimeParams["enable_seqscan"] = "off"
 	config.ConnConfig.RuntimeParams["jit"] = "off" // which takes the above for a reason to compile
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
+	pool := bench.PoolWith(t, config)
 	return pool
 }
 

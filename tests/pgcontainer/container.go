@@ -30,11 +30,11 @@ const defaultImage = "postgres:18"
 // postgres:18 if it is not set, and returns its URL. stop removes the
 // container. Without a container engine it fails at once.
 func Start(ctx context.Context) (url string, stop func(context.Context) error, err error) {
+	// Its lines about every start and stop would stand between a user's own.
+	tclog.SetDefault(log.New(io.Discard, "", 0))
 	if err := engine(ctx); err != nil {
 		return "", nil, fmt.Errorf("no container engine answered: %w", err)
 	}
-	// Its lines about every start and stop would stand between a user's own.
-	tclog.SetDefault(log.New(io.Discard, "", 0))
 	image := cmp.Or(os.Getenv("SAMECOMMIT_POSTGRES_IMAGE"), defaultImage)
 	container, err := postgres.Run(ctx, image,
 		postgres.BasicWaitStrategies(),

@@ -1,4 +1,4 @@
-package main
+package trouble
 
 import (
 	"context"
@@ -19,41 +19,42 @@ const (
 
 // load is many charges, each sent many times, while connections break.
 type load struct {
-	opts    *options
+	options *Options
+	cutter  *cutter
 	charges []*sentCharge
 	counts  counts
 }
 
-func newLoad(opts *options) *load {
-	l := &load{opts: opts}
-	for i := range opts.charges {
-		l.charges = append(l.charges, newCharge(fmt.Sprintf("order-%06d", i+1)))
+func newLoad(options *Options, cutter *cutter) *load {
+	l := &load{options: options, cutter: cutter}
+	for i := range options.Charges {
+		l.charges = append(l.charges, newCharge(fmt.Sprintf("order-%06d", i+1), options.Accounts))
 	}
 	return l
 }
 
 // run sends every charge in every round, and breaks connections until the last.
-func (l *load) run(ctx context.Context, db *database, url string, stderr io.Writer) (err error) {
-	client := newClient(url, &l.counts, chargesAtOnce*l.opts.atOnce)
+func (l *load) run(ctx context.Context, api *API, stderr io.Writer) (err error) {
+	client := newClient(api.URL, &l.counts, chargesAtOnce*l.options.AtOnce)
 	defer client.close()
-	killer, err := startKiller(ctx, db, l.opts.killEvery, &l.counts)
+	killer, err := startKiller(ctx, api, l.options.KillEvery, &l.counts)
 	if err != nil {
 		return err
 	}
-	db.cutter.start(l.opts.cutEvery, &l.counts)
+	l.cutter.start(l.options.CutEvery, &l.counts)
 	defer startProgress(stderr, &l.counts).stop()
 	defer func() {
-		db.cutter.stop()
+		l.cutter.stop()
 		err = errors.Join(err, killer.stop())
 	}()
 
-	loadCtx, cancel := context.WithTimeout(ctx, l.opts.timeout)
+	loadCtx, cancel := context.WithTimeout(ctx, l.options.Timeout)
 	defer cancel()
-	for round := range 1 + l.opts.again {
-		if round > 0 && round == l.opts.again {
+	for round := range 1 + l.options.Again {
+		if round > 0 && round == l.options.Again {
 			// The last round is left in peace, so that a charge which nobody
 			// has acknowledged after it is stuck, and not merely unlucky.
-			db.cutter.stop()
+			l.cutter.stop()
 			if err := killer.stop(); err != nil {
 				return err
 			}
@@ -81,7 +82,7 @@ func (l *load) sendAll(ctx context.Context, client *client, paced bool) {
 		}
 		running.Go(func() {
 			var duplicates sync.WaitGroup
-			for range l.opts.atOnce {
+			for range l.options.AtOnce {
 				duplicates.Go(func() { client.send(ctx, charge) })
 			}
 			duplicates.Wait()

@@ -1,4 +1,4 @@
-package main
+package trouble
 
 import (
 	"context"
@@ -9,14 +9,15 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/samecommit/samecommit/idempotency"
 )
 
 const (
 	// burstHold is how long a burst waits, once it is there, for the charge.
 	// Shorter than the API's patience, so that most wait it out.
 	burstHold = time.Second
+	// workTime is about how long a charge takes between reading and writing, as
+	// real handlers do. Without it duplicates would hardly ever meet.
+	workTime = 5 * time.Millisecond
 	// arrivalLimit is how long the charge waits for the burst to be there.
 	arrivalLimit = 5 * time.Second
 )
@@ -42,10 +43,10 @@ type burst struct {
 	most    atomic.Int64
 }
 
-func newBurst(size int, lending *lending) *burst {
+func newBurst(size int, accounts []string, lending *lending) *burst {
 	b := &burst{
 		size:     size,
-		charge:   newCharge("burst"),
+		charge:   newCharge("burst", accounts),
 		arrived:  make(chan struct{}),
 		released: make(chan struct{}),
 		lending:  lending,
@@ -63,29 +64,24 @@ func newBurst(size int, lending *lending) *burst {
 func (b *burst) work(ctx context.Context) {
 	select {
 	case <-b.released:
-		time.Sleep(randomPause(handlerPause))
+		time.Sleep(randomPause(workTime))
 	case <-ctx.Done():
 	}
 }
 
-// watch returns payments with every call counted as an arrival.
-func (b *burst) watch(payments charger) charger { return &watched{payments, b} }
-
-type watched struct {
-	charger
-	burst *burst
-}
-
-func (w *watched) charge(ctx context.Context, key string, fingerprint idempotency.Fingerprint, request *chargeRequest) (Charge, bool, error) {
-	if w.burst.arrivals.Add(1) == int64(w.burst.size) {
-		close(w.burst.arrived)
-	}
-	return w.charger.charge(forCharge(ctx), key, fingerprint, request)
+// watch returns charges with every call counted as an arrival.
+func (b *burst) watch(charges http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if b.arrivals.Add(1) == int64(b.size) {
+			close(b.arrived)
+		}
+		charges.ServeHTTP(w, r.WithContext(forCharge(r.Context())))
+	})
 }
 
 // run sends the burst, and returns when each copy has been acknowledged or
 // limit is over.
-func (b *burst) run(ctx context.Context, url string, limit time.Duration, stderr io.Writer) (err error) {
+func (b *burst) run(ctx context.Context, url, account string, limit time.Duration, stderr io.Writer) (err error) {
 	defer b.release()
 	if b.size == 0 {
 		return nil
@@ -93,8 +89,13 @@ func (b *burst) run(ctx context.Context, url string, limit time.Duration, stderr
 	defer startProgress(stderr, b).stop()
 	unrelated := &http.Client{Transport: &http.Transport{}, Timeout: attemptLimit}
 	defer unrelated.CloseIdleConnections()
-	balance := url + "/accounts/" + accountIDs[0]
-	if b.idle, err = measure(ctx, unrelated, balance, nil); err != nil {
+	balance := url + "/accounts/" + account
+	// The first requests open connections and prepare statements, which those
+	// beside the burst no longer need to.
+	if _, err := measure(ctx, unrelated, balance, burstHold/4, nil); err != nil {
+		return err
+	}
+	if b.idle, err = measure(ctx, unrelated, balance, burstHold, nil); err != nil {
 		return err
 	}
 
@@ -114,7 +115,7 @@ func (b *burst) run(ctx context.Context, url string, limit time.Duration, stderr
 	}
 	// Not after the measurement, which may wait for a connection itself.
 	time.AfterFunc(burstHold, b.release)
-	b.during, err = measure(ctx, unrelated, balance, func() {
+	b.during, err = measure(ctx, unrelated, balance, burstHold, func() {
 		select {
 		case <-b.released:
 		default:
@@ -133,9 +134,9 @@ func (b *burst) String() string {
 // latencies are sorted.
 type latencies []time.Duration
 
-// measure sends requests one after the other for as long as a burst is held.
-func measure(ctx context.Context, client *http.Client, url string, served func()) (l latencies, err error) {
-	for start := time.Now(); time.Since(start) < burstHold; {
+// measure sends requests one after the other for so long.
+func measure(ctx context.Context, client *http.Client, url string, length time.Duration, served func()) (l latencies, err error) {
+	for start := time.Now(); time.Since(start) < length; {
 		sent := time.Now()
 		if err := get(ctx, client, url); err != nil {
 			return nil, fmt.Errorf("read a balance beside the burst; where ulimit -n is low, use a smaller -burst: %w", err)

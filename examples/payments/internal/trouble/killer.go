@@ -1,4 +1,4 @@
-package main
+package trouble
 
 import (
 	"context"
@@ -16,20 +16,20 @@ type killer struct {
 	ended  chan error
 }
 
-func startKiller(ctx context.Context, db *database, every time.Duration, counts *counts) (*killer, error) {
+func startKiller(ctx context.Context, api *API, every time.Duration, counts *counts) (*killer, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	k := &killer{cancel: cancel, ended: make(chan error, 1)}
 	if every == 0 {
 		k.ended <- nil
 		return k, nil
 	}
-	conn, err := db.connect(ctx)
+	conn, err := api.connect(ctx)
 	if err != nil {
 		cancel()
 		return nil, err
 	}
 	go func() {
-		err := killEvery(ctx, conn, every, counts)
+		err := killEvery(ctx, conn, api.name(), every, counts)
 		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
 		defer cancel()
 		k.ended <- errors.Join(err, conn.Close(closeCtx))
@@ -37,7 +37,7 @@ func startKiller(ctx context.Context, db *database, every time.Duration, counts 
 	return k, nil
 }
 
-func killEvery(ctx context.Context, conn *pgx.Conn, every time.Duration, counts *counts) error {
+func killEvery(ctx context.Context, conn *pgx.Conn, victims string, every time.Duration, counts *counts) error {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for acknowledged := int64(-1); ; {
@@ -59,8 +59,8 @@ func killEvery(ctx context.Context, conn *pgx.Conn, every time.Duration, counts 
 		// count of this kill. It takes a millisecond.
 		tag, err := conn.Exec(context.WithoutCancel(ctx), `SELECT pg_terminate_backend(pid) FROM (
 			SELECT pid FROM pg_stat_activity
-			WHERE datname = current_database() AND application_name = $1 
-			ORDER BY random() * extract(epoch FROM clock_timestamp() - state_change) LIMIT 1) AS victim`, serverName)
+			WHERE datname = current_database() AND application_name = $1
+			ORDER BY random() * extract(epoch FROM clock_timestamp() - state_change) LIMIT 1) AS victim`, victims)
 		if err != nil {
 			return fmt.Errorf("kill a connection of the API; run as the role that owns it, or with -kill-every 0: %w", err)
 		}

@@ -1,4 +1,4 @@
-package main
+package trouble
 
 import (
 	"bytes"
@@ -39,14 +39,22 @@ type sentCharge struct {
 	refusal string
 }
 
+// chargeRequest is the body of POST /charges.
+type chargeRequest struct {
+	Ref    string `json:"ref"`
+	From   string `json:"from"`
+	To     string `json:"to"`
+	Amount int64  `json:"amount"` // in cents
+}
+
 // newCharge is a charge of some amount between two accounts.
-func newCharge(ref string) *sentCharge {
-	from := mathrand.IntN(len(accountIDs))
-	to := (from + 1 + mathrand.IntN(len(accountIDs)-1)) % len(accountIDs)
+func newCharge(ref string, accounts []string) *sentCharge {
+	from := mathrand.IntN(len(accounts))
+	to := (from + 1 + mathrand.IntN(len(accounts)-1)) % len(accounts)
 	charge := &sentCharge{key: rand.Text(), ref: ref}
 	// Marshal cannot fail on strings and a number.
 	charge.body, _ = json.Marshal(chargeRequest{
-		Ref: ref, From: accountIDs[from], To: accountIDs[to], Amount: 1 + mathrand.Int64N(10_000),
+		Ref: ref, From: accounts[from], To: accounts[to], Amount: 1 + mathrand.Int64N(10_000),
 	})
 	return charge
 }
@@ -134,6 +142,11 @@ func (s *sentCharge) refuse(refusal string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refusal = refusal
+}
+
+// randomPause is half to one and a half times pause.
+func randomPause(pause time.Duration) time.Duration {
+	return pause/2 + mathrand.N(pause+1)
 }
 
 // pause reports false where ctx ended first.

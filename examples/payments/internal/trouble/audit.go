@@ -1,4 +1,4 @@
-package main
+package trouble
 
 import (
 	"context"
@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"text/tabwriter"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// report is what the tables say, beside what the clients were told.
-type report struct {
+// Report is what the tables say, beside what the clients were told.
+type Report struct {
 	Requested     int   `json:"requested"`
 	Effects       int   `json:"effects"`
 	DoubleEffects int   `json:"double_effects"`
@@ -33,6 +34,7 @@ type report struct {
 	UnrelatedP50         micros `json:"burst_unrelated_p50_us"`
 	UnrelatedP99         micros `json:"burst_unrelated_p99_us"`
 
+	options *Options
 	// stuck counts charges that nobody acknowledged in time; lastRefusal is
 	// what the client of one of them was told.
 	stuck       int
@@ -50,9 +52,12 @@ type entry struct {
 	ChargeRef string
 }
 
-func audit(ctx context.Context, db *database, load *load, burst *burst, before int64) (_ *report, err error) {
+// Audit reads the tables after Run. Before is the sum of balances from before it,
+// in cents.
+func (t *Trouble) Audit(ctx context.Context, api *API, before int64) (_ *Report, err error) {
+	load, burst := t.load, t.burst
 	// Not the API's pool, in which dead connections may be left.
-	conn, err := db.connect(ctx)
+	conn, err := api.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +78,8 @@ func audit(ctx context.Context, db *database, load *load, burst *burst, before i
 		effects[e.ChargeRef]++
 	}
 
-	r := &report{
+	r := &Report{
+		options:   &t.options,
 		Requested: len(load.charges), Replayed: load.counts.replayed.Load(),
 		CommitsCut: load.counts.cut.Load(), killed: load.counts.killed.Load(), before: before,
 	}
@@ -91,7 +97,7 @@ func audit(ctx context.Context, db *database, load *load, burst *burst, before i
 		r.DoubleEffects += n - 1
 	}
 	for _, charge := range charges {
-		var told Charge
+		var told struct{ ID int64 }
 		switch {
 		case charge.answer == nil:
 			r.stuck++
@@ -110,14 +116,14 @@ func audit(ctx context.Context, db *database, load *load, burst *burst, before i
 	return r, nil
 }
 
-func (r *report) ok() bool {
+func (r *Report) ok() bool {
 	// One copy of the burst was executed, and all others got its answer.
 	burstOK := r.BurstRequested == 0 || r.BurstExecuted == 1 && r.BurstReplayed >= int64(r.BurstRequested)-1
 	return r.Effects == r.Requested && r.DoubleEffects == 0 && r.LostAcks == 0 && r.stuck == 0 && r.BalanceOK && burstOK
 }
 
 // onlySlow reports whether all that is off is that time ran out for some charges.
-func (r *report) onlySlow() bool {
+func (r *Report) onlySlow() bool {
 	inTime := *r
 	inTime.Requested, inTime.stuck = r.Effects, 0
 	if r.BurstExecuted <= 1 {
@@ -126,44 +132,51 @@ func (r *report) onlySlow() bool {
 	return r.stuck > 0 && r.Requested-r.Effects <= r.stuck && r.Effects <= r.Requested && inTime.ok()
 }
 
-func (r *report) print(opts *options, stdout, stderr io.Writer) (code int, err error) {
-	if opts.json {
-		err = json.NewEncoder(stdout).Encode(r)
-	} else {
-		err = r.printTable(stdout)
-	}
-	if err != nil {
-		return exitFailed, fmt.Errorf("print the audit: %w", err)
-	}
-	code, verdict := exitFailed, ""
+// Verdict says in words what the report means, and whether the program has shown
+// what it is for. Naive keys go wrong, which is what they are for.
+func (r *Report) Verdict(naive bool) (verdict string, ok bool) {
 	switch {
-	case !r.ok() && opts.naive:
-		verdict = "It went wrong, which is what --naive is for: key, money and answer are three commits,\n" +
+	case !r.ok() && naive:
+		ok, verdict = true, "It went wrong, which is what --naive is for: key, money and answer are three commits,\n"+
 			"and connections died between them. Without --naive they are one."
 	case !r.ok() && r.onlySlow():
 		verdict = "Nothing is wrong with what was answered, but not every charge was: give it a longer -timeout,\n" +
 			"or a larger -kill-every."
 	case !r.ok():
 		verdict = "Something is off: this is a bug in samecommit. Please report it with the lines above."
-	case opts.cutEvery > 0 && r.CommitsCut == 0:
+	case r.options.CutEvery > 0 && r.CommitsCut == 0:
 		verdict = "Nothing is off, but no reply to COMMIT was cut, so this run proves nothing about lost ones."
-	case opts.naive:
-		code, verdict = exitOK, "Nothing went wrong this time, by luck: try a larger -n, or a smaller -kill-every or -cut-every."
+	case naive:
+		ok, verdict = true, "Nothing went wrong this time, by luck: try a larger -n, or a smaller -kill-every or -cut-every."
 	default:
-		code, verdict = exitOK, "Every charge took effect exactly once, and every answer was true."
+		ok, verdict = true, "Every charge took effect exactly once, and every answer was true."
 	}
 	if r.stuck > 0 {
 		last := ""
 		if r.lastRefusal != "" {
 			last = "; the last answer to one of them: " + r.lastRefusal
 		}
-		verdict = fmt.Sprintf("%d charges were not acknowledged within %s%s\n%s", r.stuck, opts.timeout, last, verdict)
+		verdict = fmt.Sprintf("%d charges were not acknowledged within %s%s\n%s", r.stuck, r.options.Timeout, last, verdict)
 	}
-	_, err = fmt.Fprintln(stderr, verdict)
-	return code, err
+	return verdict, ok
 }
 
-func (r *report) printTable(w io.Writer) error {
+// euros are cents, printed as euros with thousands apart.
+type euros int64
+
+func (e euros) String() string {
+	whole, sign := strconv.FormatInt(int64(max(e, -e)/100), 10), ""
+	if e < 0 {
+		sign = "-"
+	}
+	for at := len(whole) - 3; at > 0; at -= 3 {
+		whole = whole[:at] + "," + whole[at:]
+	}
+	return fmt.Sprintf("%s%s.%02d EUR", sign, whole, max(e, -e)%100)
+}
+
+// Print writes the report as a table.
+func (r *Report) Print(w io.Writer) error {
 	type row struct {
 		name  string
 		value any
@@ -177,8 +190,8 @@ func (r *report) printTable(w io.Writer) error {
 		{"answers replayed", r.Replayed},
 		{"connections killed", r.killed},
 		{"replies to COMMIT cut", r.CommitsCut},
-		{"sum of balances before", r.before},
-		{"sum of balances after", r.after},
+		{"sum of balances before", euros(r.before)},
+		{"sum of balances after", euros(r.after)},
 		{"balances not as in the ledger", r.wrongAccounts},
 	}
 	if r.BurstRequested > 0 {
