@@ -17,7 +17,7 @@ import (
 
 	"github.com/samecommit/samecommit/internal/pgserver"
 	"github.com/samecommit/samecommit/migrations"
-	"github.com/samecommit/samecommit/tests/pgcontainer"
+	"github.com/samecommit/samecommit/tests/pgstart"
 )
 
 // settings are those of a server that is started here. Commits are flushed, and
@@ -77,7 +77,7 @@ func startServer(ctx context.Context) (*server, error) {
 			return newServer(ctx, started, true, err)
 		}
 	}
-	started, err := pgserver.Start(ctx, &pgserver.Options{Container: pgcontainer.Start})
+	started, err := pgstart.Start(ctx, nil)
 	return newServer(ctx, started, false, err)
 }
 

@@ -93,7 +93,8 @@ Usage: make demo ARGS="[flags]"
 		_, _ = io.WriteString(stderr, `
 SAMECOMMIT_POSTGRES_URL names the server to use, in a new database that is
 dropped at the end. Without it a throw-away server is started: in a container if
-an engine answers, else from this machine's own PostgreSQL.
+an engine answers, else from this machine's own PostgreSQL, else from one that is
+downloaded once.
 `)
 	}
 	if err := flags.Parse(args); err != nil {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/samecommit/samecommit/internal/pgserver"
 	"github.com/samecommit/samecommit/migrations"
-	"github.com/samecommit/samecommit/tests/pgcontainer"
+	"github.com/samecommit/samecommit/tests/pgstart"
 )
 
 const (
@@ -33,7 +33,7 @@ type database struct {
 // openDatabase makes the database and a pool, whose configuration attach may
 // change before any connection is made.
 func openDatabase(ctx context.Context, connections int, attach func(*pgxpool.Config), logf func(string, ...any)) (db *database, err error) {
-	server, err := pgserver.Start(ctx, &pgserver.Options{Container: pgcontainer.Start, Logf: logf})
+	server, err := pgstart.Start(ctx, logf)
 	if err != nil {
 		return nil, err
 	}

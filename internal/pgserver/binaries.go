@@ -15,10 +15,6 @@ import (
 	"strings"
 )
 
-// binVariable names the folder of the one server to start, such as one of
-// several versions.
-const binVariable = "SAMECOMMIT_POSTGRES_BIN"
-
 // installPatterns are the folders that packages install servers to, which most
 // of them keep off PATH.
 var installPatterns = []string{

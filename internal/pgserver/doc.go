@@ -6,9 +6,10 @@
 //  1. the server that SAMECOMMIT_POSTGRES_URL names;
 //  2. a container, where the caller brings a way to start one;
 //  3. a throw-away server made from the machine's own initdb and postgres,
-//     which SAMECOMMIT_POSTGRES_BIN may name by their folder.
+//     which SAMECOMMIT_POSTGRES_BIN may name by their folder;
+//  4. the same from binaries that are downloaded, where the caller brings a way.
 //
-// SAMECOMMIT_POSTGRES narrows the choice to one: url, container or local. A CI
+// SAMECOMMIT_POSTGRES narrows the choice to one: url, container, local or download. A CI
 // sets it, so that it cannot pass on another server than it was meant to use.
 //
 // It imports pgx and the standard library only, and never testing: the demo

@@ -11,6 +11,9 @@ import (
 const (
 	urlVariable    = "SAMECOMMIT_POSTGRES_URL"
 	choiceVariable = "SAMECOMMIT_POSTGRES"
+	// binVariable names the folder of the one server to start, such as one of
+	// several versions.
+	binVariable = "SAMECOMMIT_POSTGRES_BIN"
 )
 
 // ErrNoBinaries is in the error of Start when this machine has no PostgreSQL
@@ -19,11 +22,15 @@ var ErrNoBinaries = errors.New("no PostgreSQL server is installed")
 
 var errNoContainer = errors.New("this program starts none: run it as make test does, under go run ./tests/withpg")
 
+var errNoDownload = errors.New("this program downloads none: run it as make test does, under go run ./tests/withpg")
+
 // finder holds the order of the ways. Its fields are what a unit test replaces.
 type finder struct {
 	getenv    func(string) string
 	container func(context.Context) (string, func(context.Context) error, error)
 	local     func(context.Context) (*Server, error)
+	download  func(ctx context.Context, logf func(format string, args ...any)) (folder string, err error)
+	fetched   func(ctx context.Context, binaries string) (*Server, error)
 	version   func(ctx context.Context, url string) (string, error)
 	logf      func(format string, args ...any)
 }
@@ -46,9 +53,14 @@ func (f *finder) find(ctx context.Context) (*Server, error) {
 			err = fmt.Errorf("pgserver: %s=local allows nothing but a server of this machine's own binaries: %w; "+
 				"mend that, or unset %[1]s to allow other servers", choiceVariable, err)
 		}
+	case "download":
+		if server, err = f.downloaded(ctx); err != nil {
+			err = fmt.Errorf("pgserver: %s=download allows nothing but a server that is downloaded: %w; "+
+				"mend that, or unset %[1]s to allow other servers", choiceVariable, err)
+		}
 	default:
 		err = fmt.Errorf("pgserver: %s is %q, which names no way to get a server; "+
-			"set it to url, container or local, or unset it to take the first that is there", choiceVariable, choice)
+			"set it to url, container, local or download, or unset it to take the first that is there", choiceVariable, choice)
 	}
 	if err != nil {
 		return nil, err
@@ -74,10 +86,18 @@ func (f *finder) first(ctx context.Context) (*Server, error) {
 	if localErr == nil {
 		return server, nil
 	}
+	downloadErr := errors.New("not tried, since a server was named or is installed")
+	// Who named a folder wants that server.
+	if errors.Is(localErr, ErrNoBinaries) && f.getenv(binVariable) == "" {
+		if server, downloadErr = f.downloaded(ctx); downloadErr == nil {
+			return server, nil
+		}
+	}
 	return nil, fmt.Errorf("pgserver: found no PostgreSQL. Do one of these:\n"+
 		"  - set %s to a server whose role may create databases: it is not set\n"+
 		"  - run a container engine such as Docker: %w\n"+
-		"  - install PostgreSQL's server binaries: %w", urlVariable, containerErr, localErr)
+		"  - install PostgreSQL's server binaries: %w\n"+
+		"  - let them be downloaded: %w", urlVariable, containerErr, localErr, downloadErr)
 }
 
 // given takes the server that the environment names.
@@ -114,6 +134,21 @@ func (f *finder) contained(ctx context.Context) (*Server, error) {
 		from += " (" + parsed.Host + ")"
 	}
 	return f.checked(ctx, &Server{URL: address, From: from, Temporary: true, stop: stop})
+}
+
+func (f *finder) downloaded(ctx context.Context) (*Server, error) {
+	if f.download == nil || f.fetched == nil {
+		return nil, errNoDownload
+	}
+	folder, err := f.download(ctx, f.logf)
+	if err != nil {
+		return nil, err
+	}
+	server, err := f.fetched(ctx, folder)
+	if err != nil {
+		return nil, err
+	}
+	return f.checked(ctx, server)
 }
 
 func (f *finder) installed(ctx context.Context) (*Server, error) {

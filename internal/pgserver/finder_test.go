@@ -16,6 +16,8 @@ type fakes struct {
 	stopped   []string
 	container error
 	noEngine  bool // no Container registered at all
+	download  error
+	offline   bool // no Download registered at all
 	local     error
 	version   error
 	log       []string
@@ -48,6 +50,13 @@ func (f *fakes) find(ctx context.Context) (*Server, error) {
 			}
 			return server.URL, server.stop, nil
 		}
+	}
+	if !f.offline {
+		finder.download = func(context.Context, func(string, ...any)) (string, error) {
+			f.tried = append(f.tried, "download")
+			return "/downloaded", f.download
+		}
+		finder.fetched = func(_ context.Context, binaries string) (*Server, error) { return way(binaries, nil) }
 	}
 	return finder.find(ctx)
 }
@@ -82,9 +91,39 @@ func TestFindOrder(t *testing.T) {
 			wantURL:   "postgres://local/postgres",
 		},
 		"nothing works": {
-			fakes:     fakes{container: broken, local: errors.New("no initdb")},
+			fakes:     fakes{container: broken, local: fmt.Errorf("%w: no initdb", ErrNoBinaries), download: errors.New("no network")},
+			wantTried: []string{"container", "local", "download"},
+			wantErr:   []string{urlVariable + " to a server", "engine such as Docker: broken on purpose", "no initdb", "downloaded: no network"},
+		},
+		"download where none is installed": {
+			fakes:     fakes{container: broken, local: ErrNoBinaries},
+			wantTried: []string{"container", "local", "download", "/downloaded"},
+			wantURL:   "postgres:///downloaded/postgres",
+		},
+		"no download in place of a server that does not start": {
+			fakes:     fakes{container: broken, local: broken},
 			wantTried: []string{"container", "local"},
-			wantErr:   []string{urlVariable + " to a server", "engine such as Docker: broken on purpose", "binaries: no initdb"},
+			wantErr:   []string{"broken on purpose"},
+		},
+		"no download in place of a folder that was named": {
+			fakes:     fakes{container: broken, local: ErrNoBinaries, env: map[string]string{binVariable: "/nowhere"}},
+			wantTried: []string{"container", "local"},
+			wantErr:   []string{ErrNoBinaries.Error()},
+		},
+		"none registers a download": {
+			fakes:     fakes{noEngine: true, offline: true, local: ErrNoBinaries},
+			wantTried: []string{"local"},
+			wantErr:   []string{errNoDownload.Error()},
+		},
+		"only a download": {
+			fakes:     fakes{env: map[string]string{choiceVariable: "download", urlVariable: given}},
+			wantTried: []string{"download", "/downloaded"},
+			wantURL:   "postgres:///downloaded/postgres",
+		},
+		"only a download, and it fails": {
+			fakes:     fakes{env: map[string]string{choiceVariable: "download"}, download: broken},
+			wantTried: []string{"download"},
+			wantErr:   []string{choiceVariable + "=download", "broken on purpose"},
 		},
 		"no other server in place of one asked for": {
 			fakes:   fakes{env: map[string]string{urlVariable: given}, version: broken},
@@ -136,7 +175,7 @@ func TestFindOrder(t *testing.T) {
 		},
 		"unknown choice": {
 			fakes:   fakes{env: map[string]string{choiceVariable: "docker"}},
-			wantErr: []string{`"docker"`, "url, container or local"},
+			wantErr: []string{`"docker"`, "url, container, local or download"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -47,12 +47,25 @@ type Local struct {
 // the caller's own. Nil options mean all defaults. Without binaries it is
 // ErrNoBinaries.
 func StartLocal(ctx context.Context, opts *LocalOptions) (*Local, error) {
-	if opts == nil {
-		opts = &LocalOptions{}
-	}
 	binaries, err := findBinaries(ctx)
 	if err != nil {
 		return nil, err
+	}
+	return startFrom(ctx, binaries, opts)
+}
+
+// startFetched starts a throw-away server from binaries that were fetched.
+func startFetched(ctx context.Context, binaries string) (*Server, error) {
+	local, err := startFrom(ctx, binaries, nil)
+	if err != nil {
+		return nil, err
+	}
+	return local.Server, nil
+}
+
+func startFrom(ctx context.Context, binaries string, opts *LocalOptions) (*Local, error) {
+	if opts == nil {
+		opts = &LocalOptions{}
 	}
 	if opts.Primary != nil && !hasPrograms(binaries, "pg_basebackup") {
 		return nil, fmt.Errorf("%w with a pg_basebackup, which copies a standby's data, in %s", ErrNoBinaries, binaries)
@@ -97,7 +110,7 @@ func startCluster(ctx context.Context, binaries string, owner *syscall.Credentia
 			return nil, err
 		}
 		if err = c.ready(ctx); err == nil {
-			server := &Server{URL: c.url, From: "from local binaries in " + binaries, Temporary: true, stop: c.stop}
+			server := &Server{URL: c.url, From: "from local binaries in " + binaries, Temporary: true, binaries: binaries, stop: c.stop}
 			return &Local{Server: server, Name: c.name, cluster: c}, nil
 		}
 		err = errors.Join(err, c.stop(context.WithoutCancel(ctx)))

@@ -19,7 +19,10 @@ type Server struct {
 	// with this process, and everything in it is gone.
 	Temporary bool
 
-	stop func(context.Context) error
+	// binaries is the folder of the programs it was started from, if this
+	// process started any.
+	binaries string
+	stop     func(context.Context) error
 }
 
 // Options configures Start.
@@ -28,6 +31,9 @@ type Options struct {
 	// when there is no container engine. Defaults to none: the libraries that
 	// talk to an engine stay out of this module.
 	Container func(ctx context.Context) (url string, stop func(context.Context) error, err error)
+	// Download returns the folder of a server's programs, which it fetches where
+	// none are installed, and tells its own Logf so. Defaults to none.
+	Download func(ctx context.Context, logf func(format string, args ...any)) (folder string, err error)
 	// Logf is told which server was taken, and why an earlier way was not.
 	// Defaults to discarding.
 	Logf func(format string, args ...any)
@@ -49,8 +55,10 @@ func Start(ctx context.Context, opts *Options) (*Server, error) {
 			}
 			return local.Server, nil
 		},
-		version: serverVersion,
-		logf:    opts.Logf,
+		download: opts.Download,
+		fetched:  startFetched,
+		version:  serverVersion,
+		logf:     opts.Logf,
 	}
 	if f.logf == nil {
 		f.logf = func(string, ...any) {}
@@ -74,7 +82,12 @@ type LocalOptions struct {
 // Environ are the settings, for the environment of another process, with which
 // its Start takes this server.
 func (s *Server) Environ() []string {
-	return []string{choiceVariable + "=url", urlVariable + "=" + s.URL}
+	environ := []string{choiceVariable + "=url", urlVariable + "=" + s.URL}
+	if s.binaries != "" {
+		// For servers that its tests start beside this one.
+		environ = append(environ, binVariable+"="+s.binaries)
+	}
+	return environ
 }
 
 // Stop ends a server that Start started and removes its data. A server that

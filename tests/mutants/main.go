@@ -31,8 +31,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/samecommit/samecommit/internal/pgserver"
-	"github.com/samecommit/samecommit/tests/pgcontainer"
+	"github.com/samecommit/samecommit/tests/pgstart"
 )
 
 func main() {
@@ -75,9 +74,7 @@ func run(ctx context.Context) (err error) {
 		return nil
 	}
 
-	server, err := pgserver.Start(ctx, &pgserver.Options{Container: pgcontainer.Start, Logf: func(format string, args ...any) {
-		fmt.Printf(format+"\n", args...)
-	}})
+	server, err := pgstart.Start(ctx, func(format string, args ...any) { fmt.Printf(format+"\n", args...) })
 	if err != nil {
 		return err
 	}

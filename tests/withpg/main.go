@@ -17,8 +17,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/samecommit/samecommit/internal/pgserver"
-	"github.com/samecommit/samecommit/tests/pgcontainer"
+	"github.com/samecommit/samecommit/tests/pgstart"
 )
 
 func main() {
@@ -40,9 +39,9 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) (err error) {
-	server, err := pgserver.Start(ctx, &pgserver.Options{Container: pgcontainer.Start, Logf: func(format string, args ...any) {
+	server, err := pgstart.Start(ctx, func(format string, args ...any) {
 		fmt.Fprintf(os.Stderr, "withpg: "+format+"\n", args...)
-	}})
+	})
 	if err != nil {
 		return err
 	}
