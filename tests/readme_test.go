@@ -1,6 +1,7 @@
 package tests_test
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -68,4 +69,21 @@ func buildProgram(t *testing.T, source string) string {
 		t.Fatalf("go build: %v\n%s", err, output)
 	}
 	return binary
+}
+
+func TestPictureIsWhatItsProgramDraws(t *testing.T) {
+	t.Parallel()
+	command := exec.CommandContext(t.Context(), "go", "run", "docs/commit.go")
+	command.Dir = ".."
+	drawn, err := command.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, err := os.ReadFile("../docs/commit.svg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(drawn, kept) {
+		t.Error("docs/commit.svg is not what docs/commit.go draws: go run docs/commit.go > docs/commit.svg")
+	}
 }
