@@ -10,9 +10,10 @@
 //					return service.Charge(ctx, key, 500)
 //				}
 //			},
-//			Effects: func(ctx context.Context, key string) (count int, err error) {
-//				err = pool.QueryRow(ctx, `SELECT count(*) FROM charges WHERE request = $1`, key).Scan(&count)
-//				return count, err
+//			Effects: func(ctx context.Context, key string) (idempotencytest.Counts, error) {
+//				var charges int
+//				err := pool.QueryRow(ctx, `SELECT count(*) FROM charges WHERE request = $1`, key).Scan(&charges)
+//				return idempotencytest.Counts{"charges": charges}, err
 //			},
 //		})
 //	}
@@ -26,7 +27,7 @@
 // of "the connection was lost before the server got it" and "the server has done
 // it and the reply was lost": a call that was acknowledged has its effect at
 // once, a client that calls again is answered within 5 seconds, and then and
-// after one more call to another instance there is exactly one effect.
+// after one more call to another instance there is exactly one effect of each kind.
 //
 // # What it does not prove
 //

@@ -80,9 +80,10 @@ func ExampleRun() {
 				return nil
 			}
 		},
-		Effects: func(ctx context.Context, key string) (count int, err error) {
-			err = pool.QueryRow(ctx, `SELECT count(*) FROM charges WHERE request = $1`, key).Scan(&count)
-			return count, err
+		Effects: func(ctx context.Context, key string) (idempotencytest.Counts, error) {
+			var charges int
+			err := pool.QueryRow(ctx, `SELECT count(*) FROM charges WHERE request = $1`, key).Scan(&charges)
+			return idempotencytest.Counts{"charges": charges}, err
 		},
 	})
 }

@@ -33,9 +33,10 @@ type handler func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call
 func (h handler) operation(pool *pgxpool.Pool) idempotencytest.Operation {
 	return idempotencytest.Operation{
 		New: h,
-		Effects: func(ctx context.Context, key string) (count int, err error) {
-			err = pool.QueryRow(ctx, `SELECT count(*) FROM effects WHERE name = $1`, key).Scan(&count)
-			return count, err
+		Effects: func(ctx context.Context, key string) (idempotencytest.Counts, error) {
+			var count int
+			err := pool.QueryRow(ctx, `SELECT count(*) FROM effects WHERE name = $1`, key).Scan(&count)
+			return idempotencytest.Counts{"": count}, err
 		},
 	}
 }
@@ -236,6 +237,8 @@ func TestKitPassesCorrectHandlers(t *testing.T) {
 // mistake is a handler that the kit must find out.
 type mistake struct {
 	handler handler
+	// effects counts, in place of one kind of effect by key.
+	effects func(ctx context.Context, key string) (idempotencytest.Counts, error)
 	// sslmode is the pool's, "" for that of pgtest.
 	sslmode string
 	// point is the subtest that fails, "" for the test itself.
@@ -289,7 +292,7 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 					return write(ctx, pool, key)
 				}
 			},
-			point: "INSERT_INTO_effects_name_VALUES,_not_sent", says: "no effect after the call was made again and acknowledged",
+			point: "INSERT_INTO_effects_name_VALUES,_not_sent", says: "0 effects after the call was made again and acknowledged, want 1",
 			passes: "COMMIT,_not_sent",
 		},
 		"the key first, and in progress for ever": {
@@ -359,7 +362,7 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 			handler: func(_ *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
 				return func(ctx context.Context, key string) error { return write(ctx, pool, key) }
 			},
-			says: "Effects counts 2 after the same call twice, want 1",
+			says: "Effects counts 2 effects after the same call twice, want 1",
 		},
 		"a swallowed error": {
 			handler: func(_ *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
@@ -375,7 +378,7 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 					return bench.Effect(ctx, tx, key)
 				}
 			},
-			point: "COMMIT,_not_sent", says: "the call was acknowledged without an effect",
+			point: "COMMIT,_not_sent", says: "the call was acknowledged with 0 effects, want 1",
 			passes: "COMMIT,_reply_lost",
 		},
 		"a key in memory": {
@@ -448,6 +451,31 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 				return correctHandlers()["Do"](t, captured)
 			},
 			says: "the call has sent nothing through the pool that New was given",
+		},
+		"one of two effects beside the transaction": {
+			handler: func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
+				t.Helper()
+				b := bench.Open(t, pool, nil, nil)
+				return func(ctx context.Context, key string) error {
+					result, err := idempotency.Do(ctx, b.Client, bench.Params(key), bench.Charge(key))
+					if err != nil || result.Replayed {
+						return err
+					}
+					_, err = pool.Exec(ctx, `INSERT INTO seen (key) VALUES ($1)`, key)
+					return err
+				}
+			},
+			effects: func(ctx context.Context, key string) (idempotencytest.Counts, error) {
+				var charges, events int
+				err := captured.QueryRow(ctx, `SELECT (SELECT count(*) FROM effects WHERE name = $1), (SELECT count(*) FROM seen WHERE key = $1)`, key).Scan(&charges, &events)
+				return idempotencytest.Counts{"charges": charges, "events": events}, err
+			},
+			point: "INSERT_INTO_seen_key_VALUES,_not_sent", says: "1 charges and 0 events after the call was made again and acknowledged, want 1",
+		},
+		"effects of no kind": {
+			handler: correctHandlers()["Do"],
+			effects: func(context.Context, string) (idempotencytest.Counts, error) { return nil, nil },
+			says:    "Effects returned no count",
 		},
 		"another pool for the writes": {
 			handler: func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
@@ -528,7 +556,11 @@ func TestKitFindsMistakes(t *testing.T) {
 				if m.sslmode != "" {
 					given = withSSLMode(t, pool, m.sslmode)
 				}
-				idempotencytest.Run(t, given, m.handler.operation(pool))
+				operation := m.handler.operation(pool)
+				if m.effects != nil {
+					operation.Effects = m.effects
+				}
+				idempotencytest.Run(t, given, operation)
 			})
 		}
 		return

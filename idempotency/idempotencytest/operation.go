@@ -18,8 +18,9 @@ type Operation struct {
 	// runs in the background; its pool is closed afterwards.
 	New func(t *testing.T, pool *pgxpool.Pool) Call
 	// Effects counts the committed effects of the calls with key, such as the
-	// rows that they inserted. It may use the pool that was given to Run.
-	Effects func(ctx context.Context, key string) (int, error)
+	// rows that they inserted: of every kind, since one that is not counted is not
+	// missed. It may use the pool that was given to Run.
+	Effects func(ctx context.Context, key string) (Counts, error)
 }
 
 func (op *Operation) build(t *testing.T, pool *pgxpool.Pool) Call {

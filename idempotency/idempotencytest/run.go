@@ -33,9 +33,9 @@ const (
 // charges, reply lost", or as sqlc names it, so that -run can repeat it alone:
 //
 //  1. The connection is reset at the point. If the call was acknowledged all the
-//     same, there must be one effect now.
+//     same, there must be one effect of each kind that Effects counts now.
 //  2. The call is made again until it is acknowledged, as a client would, on
-//     healthy connections of the same instance. There must be one effect.
+//     healthy connections of the same instance. There must be one of each.
 //  3. One more call, to another instance on pool itself, must be acknowledged
 //     and add nothing.
 //
@@ -110,16 +110,16 @@ func (r *runner) uncut(t *testing.T) (key string, sent []*statement) {
 		t.Fatal("idempotencytest: the call has sent nothing through the pool that New was given: " +
 			"nothing can be cut. Build the code under test on that pool, not on one that was captured.")
 	}
-	if n := r.effects(t, key); n != 1 {
-		t.Fatalf("idempotencytest: nothing was cut, the call was acknowledged, and Effects counts %d, want 1. "+
+	if n := r.effects(t, key); !n.one() {
+		t.Fatalf("idempotencytest: nothing was cut, the call was acknowledged, and Effects counts %s, want 1. "+
 			"Call must return an error where the request failed, and Effects must count what was done for the key.", n)
 	}
 	if err := in.call.try(t.Context(), key); err != nil {
 		t.Fatalf("idempotencytest: nothing was cut, and the same call again failed: %v. "+
 			"A request that is done must be answered as it was the first time.", err)
 	}
-	if n := r.effects(t, key); n != 1 {
-		t.Fatalf("idempotencytest: nothing was cut, and Effects counts %d after the same call twice, want 1. "+
+	if n := r.effects(t, key); !n.one() {
+		t.Fatalf("idempotencytest: nothing was cut, and Effects counts %s after the same call twice, want 1. "+
 			"The key is not looked at, or is not kept until then.", n)
 	}
 	if r.another(t, key, "nothing was cut, and the call was made twice"); t.Failed() {
@@ -157,16 +157,16 @@ func (r *runner) attempt(t *testing.T, p *point) bool {
 
 	event := p.event()
 	switch n := r.effects(t, key); {
-	case n > 1:
-		t.Errorf("idempotencytest: %d effects of a single call, want 1: %s (the call returned %v).\n"+
+	case n.most() > 1:
+		t.Errorf("idempotencytest: %s of a single call, want 1: %s (the call returned %v).\n"+
 			"The code ran it again although it had taken effect: the effect is not in the transaction of the key, or a COMMIT without a reply was taken for failed. "+
 			"Write both through one transaction, and look for the key before running again, also where pgconn.SafeToRetry says yes.", n, event, first)
 		return true
-	case n == 0 && first == nil:
-		t.Errorf("idempotencytest: the call was acknowledged without an effect: %s.\n"+
-			"An error was swallowed, or it was answered before the commit. Return every error, that of Commit too, and answer after it.", event)
+	case n.least() == 0 && first == nil:
+		t.Errorf("idempotencytest: the call was acknowledged with %s, want 1: %s.\n"+
+			"An error was swallowed, or it was answered before the commit. Return every error, that of Commit too, and answer after it.", n, event)
 		return true
-	case n == 1 && first != nil && p.replyLost:
+	case n.most() == 1 && first != nil && p.replyLost:
 		r.committed = true
 	}
 
@@ -177,14 +177,14 @@ func (r *runner) attempt(t *testing.T, p *point) bool {
 		return true
 	}
 	switch n := r.effects(t, key); {
-	case n > 1:
-		t.Errorf("idempotencytest: %d effects after the call was made again, want 1: %s (the first call returned %v).\n"+
+	case n.most() > 1:
+		t.Errorf("idempotencytest: %s after the call was made again, want 1: %s (the first call returned %v).\n"+
 			"The effect was committed and its key was not: they are not in one transaction. "+
 			"Write both through the same transaction; inside idempotency.Do that is the tx that the function gets, not a pool.", n, event, first)
 		return true
-	case n == 0:
-		t.Errorf("idempotencytest: no effect after the call was made again and acknowledged: %s (the first call returned %v).\n"+
-			"The key was committed and the effect was not: they are not in one transaction, and the key came first.", event, first)
+	case n.least() == 0:
+		t.Errorf("idempotencytest: %s after the call was made again and acknowledged, want 1: %s (the first call returned %v).\n"+
+			"The key was committed and an effect was not: they are not in one transaction, and the key came first.", n, event, first)
 		return true
 	}
 	r.another(t, key, event)
@@ -198,8 +198,8 @@ func (r *runner) another(t *testing.T, key, event string) {
 		t.Errorf("idempotencytest: another instance failed for a request that is done: %s (it returned %v).\n"+
 			"A request that is done must be answered as it was the first time, by every instance.", event, err)
 	}
-	if n := r.effects(t, key); n != 1 {
-		t.Errorf("idempotencytest: %d effects after another instance was called, want 1: %s.\n"+
+	if n := r.effects(t, key); !n.one() {
+		t.Errorf("idempotencytest: %s after another instance was called, want 1: %s.\n"+
 			"What was done is remembered in the memory of the first instance only. Commit the key with the effect.", n, event)
 	}
 }
@@ -213,17 +213,20 @@ func (r *runner) later(t *testing.T, key string, done time.Time) {
 		t.Errorf("idempotencytest: a call failed that was done %s ago, when the test began: %v. "+
 			"A request that is done must be answered as it was the first time, for as long as clients may repeat it.", ago, err)
 	}
-	if n := r.effects(t, key); n != 1 {
-		t.Errorf("idempotencytest: %d effects after a call was made again that was done %s ago, when the test began, want 1.\n"+
+	if n := r.effects(t, key); !n.one() {
+		t.Errorf("idempotencytest: %s after a call was made again that was done %s ago, when the test began, want 1.\n"+
 			"The key was not kept: it has expired, or something deletes keys. Keep it for as long as clients may repeat a request.", n, ago)
 	}
 }
 
-func (r *runner) effects(t *testing.T, key string) int {
+func (r *runner) effects(t *testing.T, key string) Counts {
 	t.Helper()
 	n, err := r.op.Effects(t.Context(), key)
-	if err != nil {
+	switch {
+	case err != nil:
 		t.Fatalf("idempotencytest: count the effects: %v", err)
+	case len(n) == 0:
+		t.Fatal("idempotencytest: Effects returned no count: it must count every kind of effect, also where there is none yet")
 	}
 	return n
 }

@@ -232,7 +232,7 @@ func batch(t *testing.T, b *bench.Bench) {
 // with the connection. The role is one that every server has.
 func settings(t *testing.T, c *cell) {
 	t.Helper()
-	tenant := "matrix"
+	tenant := bench.Params("walled").Key.Scope
 	b := c.bench(t, &pgxstore.Config{Settings: func(context.Context) (map[string]string, error) {
 		return map[string]string{"role": "pg_monitor", "app.tenant": tenant}, nil
 	}})
