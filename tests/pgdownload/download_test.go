@@ -153,7 +153,7 @@ func TestServerFromADownload(t *testing.T) { //nolint:paralleltest // It sets th
 
 func TestDownloadThatFails(t *testing.T) { //nolint:paralleltest // As above.
 	t.Setenv("TMPDIR", t.TempDir())
-	for name, test := range map[string]struct {
+	for name, test := range map[string]struct { //nolint:paralleltest // As above.
 		breaks func(r *repository)
 		says   string
 	}{
