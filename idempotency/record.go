@@ -176,6 +176,10 @@ type Record struct {
 	ExpiresAt time.Time
 }
 
+// Expired reports whether the answer no longer replays at now, by the store's
+// clock. What is in progress has not expired.
+func (r *Record) Expired(now time.Time) bool { return r.State == Completed && !r.ExpiresAt.After(now) }
+
 // Judge says what the record means to a claim with the fingerprint at now, by the
 // store's clock: Completed where its answer replays, which for another request is
 // ErrFingerprintMismatch, and InProgress where a lease holds the key. The outcome
@@ -184,7 +188,7 @@ type Record struct {
 func (r *Record) Judge(fingerprint Fingerprint, now time.Time) (*Outcome, error) {
 	switch {
 	case r == nil:
-	case r.State == Completed && r.ExpiresAt.After(now):
+	case r.State == Completed && !r.Expired(now):
 		if !fingerprint.Matches(r.Fingerprint) {
 			return nil, &KeyError{Key: r.Key, Err: ErrFingerprintMismatch}
 		}

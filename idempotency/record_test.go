@@ -3,6 +3,7 @@ package idempotency_test
 import (
 	"encoding/json"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,6 +60,9 @@ func TestJudge(t *testing.T) {
 		"a claim without a lease":  {record(idempotency.InProgress, time.Time{}), asked, 0, nil},
 		"an answer without an end": {record(idempotency.Completed, time.Time{}), asked, 0, nil},
 	} {
+		if expired := strings.HasPrefix(name, "that expires") || strings.HasSuffix(name, "without an end"); test.record != nil && test.record.Expired(now) != expired {
+			t.Errorf("%s: Expired is %t, want %t", name, !expired, expired)
+		}
 		outcome, err := test.record.Judge(test.fingerprint, now)
 		if !errors.Is(err, test.wantErr) || (outcome == nil) != (test.want == 0) {
 			t.Errorf("%s: %+v, %v", name, outcome, err)

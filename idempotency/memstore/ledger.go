@@ -33,7 +33,7 @@ func (l *ledger) find(w *work, key idempotency.Key) (record *idempotency.Record,
 
 func (l *ledger) get(w *work, key idempotency.Key) (*idempotency.Record, error) {
 	record, _ := l.find(w, key)
-	if record == nil || expired(record, time.Now()) {
+	if record == nil || record.Expired(time.Now()) {
 		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNotFound}
 	}
 	return record.Clone(), nil
@@ -120,7 +120,7 @@ func (l *ledger) deleteExpired(limit int) int {
 	now := time.Now()
 	for key, record := range l.records {
 		// What an open transaction has claimed again is that transaction's.
-		if expired(record, now) && l.holders[key] == nil {
+		if record.Expired(now) && l.holders[key] == nil {
 			found = append(found, record)
 		}
 	}
@@ -130,8 +130,4 @@ func (l *ledger) deleteExpired(limit int) int {
 		delete(l.records, record.Key)
 	}
 	return len(found)
-}
-
-func expired(record *idempotency.Record, now time.Time) bool {
-	return record.State == idempotency.Completed && !record.ExpiresAt.After(now)
 }

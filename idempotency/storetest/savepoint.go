@@ -15,6 +15,7 @@ func savepointCases[TTx any]() []testCase[*txSuite[TTx]] {
 		{"savepoint is undone by a panic that keeps its value", (*txSuite[TTx]).savepointPanic},
 		{"savepoint nests", (*txSuite[TTx]).savepointNests},
 		{"savepoint works inside run", (*txSuite[TTx]).savepointInRun},
+		{"savepoint works inside transact", (*txSuite[TTx]).savepointInTransact},
 		{"savepoint refuses a commit by its function", (*txSuite[TTx]).savepointCommits},
 		{"savepoint refuses a rollback by its function", (*txSuite[TTx]).savepointRollsBack},
 	}
@@ -136,6 +137,23 @@ func (t *txSuite[TTx]) savepointInRun() {
 		}
 		return answer("done"), t.h.Effect(ctx, tx, t.effectName("kept"))
 	})
+	t.effects("undone", 0)
+	t.effects("kept", 1)
+}
+
+func (t *txSuite[TTx]) savepointInTransact() {
+	err := t.h.Store.Transact(t.Context(), func(ctx context.Context, tx TTx) error {
+		err := t.h.Store.Savepoint(ctx, tx, func(ctx context.Context, tx TTx) error {
+			return errors.Join(t.h.Effect(ctx, tx, t.effectName("undone")), errBusiness)
+		})
+		if !errors.Is(err, errBusiness) {
+			return err
+		}
+		return t.h.Effect(ctx, tx, t.effectName("kept"))
+	})
+	if err != nil {
+		t.Fatalf("Transact: %v", err)
+	}
 	t.effects("undone", 0)
 	t.effects("kept", 1)
 }
