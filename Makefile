@@ -81,7 +81,7 @@ verify: ## check what is generated, go.mod files, the schema and other systems
 	fi
 	go run ./tests/mutants -list >/dev/null
 	GOOS=windows go build ./...
-	@output=$$(go test -count=1 -v -run '^TestSchemaGolden$$' $(MODULE)/migrations 2>&1); \
+	@output=$$(go run ./tests/withpg go test -count=1 -v -run '^TestSchemaGolden$$' $(MODULE)/migrations 2>&1); \
 	echo "$$output" | grep '^--- PASS: TestSchemaGolden' || { echo "$$output"; exit 1; }
 
 .PHONY: generate
