@@ -41,6 +41,55 @@ func (q *Queries) ConfirmDurable(ctx context.Context, db DBTX) error {
 	return err
 }
 
+const keyAddStep = `-- name: KeyAddStep :execrows
+UPDATE idempotency_keys
+SET
+    steps = CASE
+        WHEN steps @> jsonb_build_array(jsonb_build_object('name', $1::text)) THEN steps
+        ELSE coalesce(steps, '[]') || jsonb_build_array(
+            ($2::text)::jsonb
+            || jsonb_build_object('recorded_at', (extract(epoch FROM statement_timestamp()) * 1000000)::bigint)
+        )
+    END,
+    updated_at = CASE
+        WHEN locked_until = updated_at THEN updated_at
+        WHEN locked_until = statement_timestamp() THEN statement_timestamp() + interval '1 microsecond'
+        ELSE statement_timestamp()
+    END
+WHERE scope = $3::text
+    AND id = $4::text
+    AND claim_id = $5::uuid
+    AND locked_until IS NOT NULL
+    AND pg_try_advisory_xact_lock($6::bigint # 'idempotency_keys'::regclass::oid::bigint) IS NOT NULL
+`
+
+type KeyAddStepParams struct {
+	Name    string
+	Step    string
+	Scope   string
+	ID      string
+	ClaimID pgtype.UUID
+	LockID  int64
+}
+
+// The first step of a name stays. A lease that ends when its row last changed is
+// one that was suspended, so a step must neither make it one nor undo it. The hint
+// is taken as in KeyComplete.
+func (q *Queries) KeyAddStep(ctx context.Context, db DBTX, arg *KeyAddStepParams) (int64, error) {
+	result, err := db.Exec(ctx, keyAddStep,
+		arg.Name,
+		arg.Step,
+		arg.Scope,
+		arg.ID,
+		arg.ClaimID,
+		arg.LockID,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const keyBeginMany = `-- name: KeyBeginMany :exec
 SELECT
     set_config(
@@ -237,7 +286,8 @@ WITH completed AS (
         updated_at = statement_timestamp(),
         expires_at = statement_timestamp() + $3::interval,
         locked_until = NULL,
-        unfinished = NULL
+        unfinished = NULL,
+        steps = NULL
     WHERE scope = $4::text
         AND id = $5::text
         AND claim_id = $6::uuid
@@ -342,7 +392,8 @@ completed AS (
         updated_at = statement_timestamp(),
         expires_at = statement_timestamp() + claimed.ttl,
         locked_until = NULL,
-        unfinished = NULL
+        unfinished = NULL,
+        steps = NULL
     FROM claimed
     WHERE k.ctid = claimed.found
         AND k.claim_id = claimed.claim_id
@@ -515,6 +566,7 @@ SELECT
     expires_at::timestamptz AS expires_at,
     locked_until::timestamptz AS locked_until,
     unfinished,
+    steps,
     statement_timestamp()::timestamptz AS read_at
 FROM idempotency_keys
 WHERE scope = $1::text
@@ -537,6 +589,7 @@ type KeyGetRow struct {
 	ExpiresAt    pgtype.Timestamptz
 	LockedUntil  pgtype.Timestamptz
 	Unfinished   pgtype.Int2
+	Steps        []byte
 	ReadAt       pgtype.Timestamptz
 }
 
@@ -554,6 +607,7 @@ func (q *Queries) KeyGet(ctx context.Context, db DBTX, arg *KeyGetParams) (*KeyG
 		&i.ExpiresAt,
 		&i.LockedUntil,
 		&i.Unfinished,
+		&i.Steps,
 		&i.ReadAt,
 	)
 	return &i, err
@@ -572,6 +626,7 @@ SELECT
     k.expires_at::timestamptz AS expires_at,
     k.locked_until::timestamptz AS locked_until,
     k.unfinished,
+    k.steps,
     statement_timestamp()::timestamptz AS read_at,
     (CASE WHEN k.unfinished IS NOT NULL THEN
         coalesce(strpos(current_setting('samecommit.claim_ids', true), k.claim_id::text), 0) > 0
@@ -602,7 +657,8 @@ CROSS JOIN LATERAL (
         updated_at,
         expires_at,
         locked_until,
-        unfinished
+        unfinished,
+        steps
     FROM idempotency_keys
     WHERE scope = wanted.scope
         AND id = wanted.id
@@ -628,6 +684,7 @@ type KeyGetManyRow struct {
 	ExpiresAt    pgtype.Timestamptz
 	LockedUntil  pgtype.Timestamptz
 	Unfinished   pgtype.Int2
+	Steps        []byte
 	ReadAt       pgtype.Timestamptz
 	Own          bool
 }
@@ -655,6 +712,7 @@ func (q *Queries) KeyGetMany(ctx context.Context, db DBTX, arg *KeyGetManyParams
 			&i.ExpiresAt,
 			&i.LockedUntil,
 			&i.Unfinished,
+			&i.Steps,
 			&i.ReadAt,
 			&i.Own,
 		); err != nil {
@@ -774,28 +832,31 @@ const keyReclaim = `-- name: KeyReclaim :one
 UPDATE idempotency_keys
 SET
     claim_id = $1::uuid,
-    attempt = CASE WHEN expires_at IS NULL THEN attempt + 1 ELSE 1 END,
-    fingerprint = $2::bytea,
+    attempt = $2::integer,
+    fingerprint = $3::bytea,
     response = NULL,
     response_type = NULL,
     created_at = statement_timestamp(),
     updated_at = statement_timestamp(),
     expires_at = NULL,
-    locked_until = statement_timestamp() + $3::interval,
-    unfinished = CASE WHEN $3::interval IS NULL THEN 1 END
-WHERE scope = $4::text
-    AND id = $5::text
-    AND claim_id = $6::uuid
-    AND expires_at IS NOT DISTINCT FROM $7::timestamptz
-    AND locked_until IS NOT DISTINCT FROM $8::timestamptz
-    AND pg_try_advisory_xact_lock($9::bigint # 'idempotency_keys'::regclass::oid::bigint)
+    locked_until = statement_timestamp() + $4::interval,
+    unfinished = CASE WHEN $4::interval IS NULL THEN 1 END
+WHERE scope = $5::text
+    AND id = $6::text
+    AND claim_id = $7::uuid
+    AND expires_at IS NOT DISTINCT FROM $8::timestamptz
+    AND locked_until IS NOT DISTINCT FROM $9::timestamptz
+    AND (steps IS NULL OR $4::interval IS NOT NULL)
+    AND pg_try_advisory_xact_lock($10::bigint # 'idempotency_keys'::regclass::oid::bigint)
 RETURNING
     attempt::integer AS attempt,
-    locked_until::timestamptz AS locked_until
+    locked_until::timestamptz AS locked_until,
+    steps
 `
 
 type KeyReclaimParams struct {
 	ClaimID         pgtype.UUID
+	Attempt         int32
 	Fingerprint     []byte
 	Lease           pgtype.Interval
 	Scope           string
@@ -809,13 +870,16 @@ type KeyReclaimParams struct {
 type KeyReclaimRow struct {
 	Attempt     int32
 	LockedUntil pgtype.Timestamptz
+	Steps       []byte
 }
 
 // Claims a key whose row was seen expired, or whose lease was. No row back
 // means that the row has changed since, or that another transaction holds it.
+// Steps can have come since; a claim without a lease does not take them over.
 func (q *Queries) KeyReclaim(ctx context.Context, db DBTX, arg *KeyReclaimParams) (*KeyReclaimRow, error) {
 	row := db.QueryRow(ctx, keyReclaim,
 		arg.ClaimID,
+		arg.Attempt,
 		arg.Fingerprint,
 		arg.Lease,
 		arg.Scope,
@@ -826,7 +890,7 @@ func (q *Queries) KeyReclaim(ctx context.Context, db DBTX, arg *KeyReclaimParams
 		arg.LockID,
 	)
 	var i KeyReclaimRow
-	err := row.Scan(&i.Attempt, &i.LockedUntil)
+	err := row.Scan(&i.Attempt, &i.LockedUntil, &i.Steps)
 	return &i, err
 }
 
@@ -856,7 +920,8 @@ taken AS MATERIALIZED (
                 AND CASE
                     WHEN k.claim_id <> seen.claim_id
                         OR k.expires_at IS DISTINCT FROM seen.expires_at
-                        OR k.locked_until IS DISTINCT FROM seen.locked_until THEN false
+                        OR k.locked_until IS DISTINCT FROM seen.locked_until
+                        OR k.steps IS NOT NULL THEN false
                     WHEN $9::boolean THEN pg_try_advisory_xact_lock(seen.lock_id)
                     ELSE seen.lock_id NOT IN (
                         SELECT (classid::bigint << 32) | objid::bigint
@@ -890,6 +955,7 @@ WHERE k.ctid = taken.found
     AND k.claim_id = taken.claim_id
     AND k.expires_at IS NOT DISTINCT FROM taken.expires_at
     AND k.locked_until IS NOT DISTINCT FROM taken.locked_until
+    AND k.steps IS NULL
 `
 
 type KeyReclaimManyParams struct {
@@ -981,6 +1047,7 @@ WITH written AS (
             WHEN k.claim_id = $9::uuid
                 AND k.expires_at IS NOT DISTINCT FROM $10::timestamptz
                 AND k.locked_until IS NOT DISTINCT FROM $11::timestamptz
+                AND k.steps IS NULL
             THEN 1 ELSE 0 END,
         fingerprint = EXCLUDED.fingerprint,
         response = EXCLUDED.response,
@@ -1037,6 +1104,31 @@ func (q *Queries) KeyReplaceCompleted(ctx context.Context, db DBTX, arg *KeyRepl
 	var i KeyReplaceCompletedRow
 	err := row.Scan(&i.Written, &i.CreatedAt)
 	return &i, err
+}
+
+const keySuspend = `-- name: KeySuspend :execrows
+UPDATE idempotency_keys
+SET
+    updated_at = statement_timestamp(),
+    locked_until = statement_timestamp()
+WHERE scope = $1::text
+    AND id = $2::text
+    AND claim_id = $3::uuid
+    AND locked_until IS NOT NULL
+`
+
+type KeySuspendParams struct {
+	Scope   string
+	ID      string
+	ClaimID pgtype.UUID
+}
+
+func (q *Queries) KeySuspend(ctx context.Context, db DBTX, arg *KeySuspendParams) (int64, error) {
+	result, err := db.Exec(ctx, keySuspend, arg.Scope, arg.ID, arg.ClaimID)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const keyTryLock = `-- name: KeyTryLock :one

@@ -22,6 +22,7 @@ type IdempotencyKey struct {
 	ExpiresAt    pgtype.Timestamptz
 	LockedUntil  pgtype.Timestamptz
 	Unfinished   pgtype.Int2
+	Steps        []byte
 }
 
 // Always empty: its foreign key keeps a transaction that began an idempotency key and did not complete it from committing.

@@ -12,6 +12,13 @@ type BeginParams struct {
 	// Lease is how long the claim lasts unless it is extended: positive for a
 	// Store's own Begin, zero inside a transaction, which needs no lease.
 	Lease time.Duration
+	// ClaimID is the id that the claim will have. The same one again, after a lost
+	// reply, gets the same claim: New with Claim.Resumed, and a new lease. Zero lets
+	// the store choose, and so it is inside a transaction.
+	ClaimID ClaimID
+	// MaxAttempts bounds Claim.Attempt: beyond it the claim is ErrNeedsAttention. 0
+	// does not, and so it is inside a transaction.
+	MaxAttempts int
 }
 
 // ValidateTx returns a *ParamError for what no store could claim inside a
@@ -23,6 +30,9 @@ func (p *BeginParams) ValidateTx() error {
 	if p.Lease != 0 {
 		return &ParamError{Field: "Lease", Reason: "is set; a claim inside a transaction ends with the transaction"}
 	}
+	if p.ClaimID != (ClaimID{}) || p.MaxAttempts != 0 {
+		return &ParamError{Field: "BeginParams", Reason: "has a ClaimID or MaxAttempts, which are for claims under a lease"}
+	}
 	return nil
 }
 
@@ -31,6 +41,9 @@ func (p *BeginParams) ValidateTx() error {
 func (p *BeginParams) ValidateLease() error {
 	if err := p.validate(); err != nil {
 		return err
+	}
+	if p.MaxAttempts < 0 {
+		return &ParamError{Field: "MaxAttempts", Reason: "is negative; 0 does not bound them"}
 	}
 	return ValidateLease(p.Lease)
 }

@@ -45,6 +45,15 @@ var (
 	// before the commit was sent: nothing was committed. Call again, with the same
 	// key. Where the context of the call ended first, the error is also its cause.
 	ErrUnavailable = errors.New("idempotency: store is unavailable, nothing was committed: call again, with the same key if there is one")
+	// ErrStepChanged means that the steps recorded under the key are not those of this
+	// program: another operation, or another version of it, has begun the work. Nothing
+	// was recorded or run. A call that takes no lease gets it for work that has steps
+	// or was suspended, which only leased work can continue.
+	ErrStepChanged = errors.New("idempotency: recorded steps are of another program")
+	// ErrNeedsAttention means that the lease of the key has ended as often as
+	// Config.MaxAttempts allows: the work may end its process. Nothing was changed.
+	// Find out what became of it, then complete or release the record's claim.
+	ErrNeedsAttention = errors.New("idempotency: too many attempts have ended without an answer: an operator must decide")
 	// ErrSerializationFailure means that the database could not fit the transaction in
 	// among concurrent ones, by a serialization failure or a deadlock. Roll it back
 	// and run all of it again. Do has done that already, as often as the store allows.

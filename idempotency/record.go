@@ -3,6 +3,7 @@ package idempotency
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -108,7 +109,7 @@ type Claim struct {
 	Key Key
 	ID  ClaimID
 	// Attempt is 1 for a key's first claim and grows when a lease that ended
-	// without completion is taken over.
+	// without completion is taken over, unless it was suspended.
 	Attempt int
 	// TTL is how long the answer will replay once completed. At least a
 	// microsecond.
@@ -120,6 +121,11 @@ type Claim struct {
 	// monotonic clock. It was started before the claim was sent, so it is never
 	// later than LockedUntil. It is zero for a claim inside a transaction.
 	Deadline time.Time
+	// Resumed says that the key had a record in progress before this claim, under
+	// a lease: somebody has begun the work, and may have done some of it.
+	Resumed bool
+	// Steps are those that were recorded before this claim, oldest first.
+	Steps []StepRecord `json:"-"`
 }
 
 // Validate returns a *KeyError that is ErrNotClaimed for a claim that no Begin
@@ -142,6 +148,18 @@ func (c *Claim) ValidateComplete() error {
 		return err
 	}
 	return validateTTL("Claim.TTL", c.TTL)
+}
+
+// ValidateAddStep is Validate for AddStep, and returns a *ParamError for a claim
+// that was begun in a transaction.
+func (c *Claim) ValidateAddStep() error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	if c.LockedUntil.IsZero() {
+		return &ParamError{Field: "Claim", Reason: "was begun in a transaction, which keeps or undoes its work as a whole: it has no steps"}
+	}
+	return nil
 }
 
 // LogValue returns, for slog, the hash of the key and the attempt.
@@ -174,30 +192,66 @@ type Record struct {
 	LockedUntil time.Time
 	// ExpiresAt is when the answer stops replaying; zero until completed.
 	ExpiresAt time.Time
+	// Steps are those of leased work in progress, oldest first. Completion drops
+	// them.
+	Steps []StepRecord `json:"-"`
 }
 
 // Expired reports whether the answer no longer replays at now, by the store's
 // clock. What is in progress has not expired.
 func (r *Record) Expired(now time.Time) bool { return r.State == Completed && !r.ExpiresAt.After(now) }
 
-// Judge says what the record means to a claim with the fingerprint at now, by the
-// store's clock: Completed where its answer replays, which for another request is
-// ErrFingerprintMismatch, and InProgress where a lease holds the key. The outcome
-// has the record itself. It is nil where the record does not stop the claim, as a
-// nil record does not; whether a transaction holds the key is for the store to say.
-func (r *Record) Judge(fingerprint Fingerprint, now time.Time) (*Outcome, error) {
+// Suspended reports whether the holder of a lease has given it up and left the
+// work to be continued: see Store.Suspend. Such a lease ended when the record last
+// changed.
+func (r *Record) Suspended() bool {
+	return r.State == InProgress && !r.LockedUntil.IsZero() && r.LockedUntil.Equal(r.UpdatedAt)
+}
+
+// maxRetryAfter bounds the advice of a leased key: the rest of its lease says when
+// somebody could take it over, and not when the work ends.
+const maxRetryAfter = 5 * time.Second
+
+// Judge says what the record means to a claim at now, by the store's clock:
+// Completed where its answer replays, and InProgress where a lease holds the key.
+// Another request's fingerprint is ErrFingerprintMismatch, an attempt too many
+// ErrNeedsAttention, and a claim without a lease on work that only leased work can
+// continue ErrStepChanged. The outcome has the record itself. It is nil where the
+// record does not stop the claim, as a nil record and the claim's own do not;
+// whether a transaction holds the key is for the store to say.
+func (r *Record) Judge(params *BeginParams, now time.Time) (*Outcome, error) {
 	switch {
-	case r == nil:
-	case r.State == Completed && !r.Expired(now):
-		if !fingerprint.Matches(r.Fingerprint) {
-			return nil, &KeyError{Key: r.Key, Err: ErrFingerprintMismatch}
-		}
+	case r == nil || r.Expired(now) || r.State == InProgress && r.LockedUntil.IsZero():
+	case !params.Fingerprint.Matches(r.Fingerprint):
+		return nil, &KeyError{Key: r.Key, Err: ErrFingerprintMismatch}
+	case r.State == Completed:
 		return &Outcome{State: Completed, Record: r}, nil
-	case r.State == InProgress && r.LockedUntil.After(now):
-		return &Outcome{State: InProgress, Record: r, RetryAfter: r.LockedUntil.Sub(now)}, nil
+	case r.isOf(params.ClaimID):
+	case r.LockedUntil.After(now):
+		return &Outcome{State: InProgress, Record: r, RetryAfter: min(r.LockedUntil.Sub(now), maxRetryAfter)}, nil
+	case params.Lease == 0 && (len(r.Steps) > 0 || r.Suspended()):
+		return nil, &KeyError{Key: r.Key, Err: fmt.Errorf("%w: leased work has begun under this key, which leased work alone can continue", ErrStepChanged)}
+	case params.MaxAttempts > 0 && r.NextAttempt(params.ClaimID) > params.MaxAttempts:
+		return nil, &KeyError{Key: r.Key, Err: ErrNeedsAttention}
 	}
 	return nil, nil //nolint:nilnil // The record stops nobody, which is no error.
 }
+
+// NextAttempt is the number of a claim that replaces the record, or is its own
+// again: it grows where a lease has ended, and not where it was suspended.
+func (r *Record) NextAttempt(id ClaimID) int {
+	switch {
+	case r == nil || r.State == Completed:
+		return 1
+	case r.isOf(id) || r.Suspended():
+		return r.Attempt
+	default:
+		return r.Attempt + 1
+	}
+}
+
+// isOf reports whether the record is the claim's with this id, which is not zero.
+func (r *Record) isOf(id ClaimID) bool { return id != ClaimID{} && r.ClaimID == id }
 
 // Clone returns a copy that shares nothing with r, nil for nil.
 func (r *Record) Clone() *Record {
@@ -208,6 +262,7 @@ func (r *Record) Clone() *Record {
 	if r.Response != nil {
 		cloned.Response.Body = slices.Clone(r.Response.Body)
 	}
+	cloned.Steps = cloneSteps(r.Steps)
 	return cloned
 }
 

@@ -45,6 +45,8 @@ func TestJudge(t *testing.T) {
 		}
 		return record
 	}
+	suspended := record(idempotency.InProgress, now.Add(-time.Minute))
+	suspended.UpdatedAt = suspended.LockedUntil
 	for name, test := range map[string]struct {
 		record      *idempotency.Record
 		fingerprint idempotency.Fingerprint
@@ -55,15 +57,19 @@ func TestJudge(t *testing.T) {
 		"an answer":                {record(idempotency.Completed, now.Add(1)), asked, idempotency.Completed, nil},
 		"to another request":       {record(idempotency.Completed, now.Add(1)), other, 0, idempotency.ErrFingerprintMismatch},
 		"that expires now":         {record(idempotency.Completed, now), other, 0, nil},
-		"a lease":                  {record(idempotency.InProgress, now.Add(time.Minute)), other, idempotency.InProgress, nil},
+		"a lease":                  {record(idempotency.InProgress, now.Add(time.Minute)), asked, idempotency.InProgress, nil},
+		"of another request":       {record(idempotency.InProgress, now.Add(time.Minute)), other, 0, idempotency.ErrFingerprintMismatch},
+		"and one that has ended":   {record(idempotency.InProgress, now.Add(-time.Minute)), other, 0, idempotency.ErrFingerprintMismatch},
 		"that ends now":            {record(idempotency.InProgress, now), asked, 0, nil},
+		"a suspended one":          {suspended, asked, 0, nil},
+		"of another, suspended":    {suspended, other, 0, idempotency.ErrFingerprintMismatch},
 		"a claim without a lease":  {record(idempotency.InProgress, time.Time{}), asked, 0, nil},
 		"an answer without an end": {record(idempotency.Completed, time.Time{}), asked, 0, nil},
 	} {
 		if expired := strings.HasPrefix(name, "that expires") || strings.HasSuffix(name, "without an end"); test.record != nil && test.record.Expired(now) != expired {
 			t.Errorf("%s: Expired is %t, want %t", name, !expired, expired)
 		}
-		outcome, err := test.record.Judge(test.fingerprint, now)
+		outcome, err := test.record.Judge(&idempotency.BeginParams{Fingerprint: test.fingerprint, Lease: time.Minute}, now)
 		if !errors.Is(err, test.wantErr) || (outcome == nil) != (test.want == 0) {
 			t.Errorf("%s: %+v, %v", name, outcome, err)
 			continue
@@ -74,8 +80,8 @@ func TestJudge(t *testing.T) {
 		if outcome.State != test.want || outcome.Record != test.record || outcome.Executed {
 			t.Errorf("%s: %+v", name, outcome)
 		}
-		if test.want == idempotency.InProgress && outcome.RetryAfter != time.Minute {
-			t.Errorf("%s: retry after %v, want the rest of the lease", name, outcome.RetryAfter)
+		if test.want == idempotency.InProgress && outcome.RetryAfter != 5*time.Second {
+			t.Errorf("%s: retry after %v, want 5 seconds of the minute", name, outcome.RetryAfter)
 		}
 	}
 }
@@ -109,5 +115,51 @@ func TestDeleteExpiredOfAStoreThatIsNoSweeper(t *testing.T) {
 	}
 	if deleted, err := client.DeleteExpired(t.Context(), 0); deleted != 0 || !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("%d, %v; want ErrUnsupported", deleted, err)
+	}
+}
+
+func TestJudgeLeasedWork(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	asked, id := idempotency.FingerprintOf("asked"), idempotency.NewClaimID()
+	ended := &idempotency.Record{
+		Key: testParams("k").Key, State: idempotency.InProgress, ClaimID: id, Attempt: 3, Fingerprint: asked,
+		UpdatedAt: now.Add(-time.Hour), LockedUntil: now.Add(-time.Minute),
+	}
+	suspended, stepped, running := *ended, *ended, *ended
+	suspended.LockedUntil = suspended.UpdatedAt
+	stepped.Steps = []idempotency.StepRecord{{Name: "charge", Arguments: asked, Response: &idempotency.Response{Type: idempotency.TypeNone}}}
+	running.LockedUntil = now.Add(time.Minute)
+	leased := idempotency.BeginParams{Fingerprint: asked, Lease: time.Minute}
+	own, bounded, inTx := leased, leased, leased
+	own.ClaimID, bounded.MaxAttempts, inTx.Lease = id, 3, 0
+	for name, test := range map[string]struct {
+		record  *idempotency.Record
+		params  idempotency.BeginParams
+		wantErr error
+		attempt int
+	}{
+		"ended":                             {ended, leased, nil, 4},
+		"ended, in a transaction":           {ended, inTx, nil, 4},
+		"ended too often":                   {ended, bounded, idempotency.ErrNeedsAttention, 4},
+		"suspended":                         {&suspended, leased, nil, 3},
+		"suspended, which is not too often": {&suspended, bounded, nil, 3},
+		"suspended, in a transaction":       {&suspended, inTx, idempotency.ErrStepChanged, 3},
+		"with steps":                        {&stepped, leased, nil, 4},
+		"with steps, in a transaction":      {&stepped, inTx, idempotency.ErrStepChanged, 4},
+		"its own":                           {ended, own, nil, 3},
+		"its own, running":                  {&running, own, nil, 3},
+	} {
+		outcome, err := test.record.Judge(&test.params, now)
+		if outcome != nil || !errors.Is(err, test.wantErr) || test.wantErr == nil && err != nil {
+			t.Errorf("%s: %+v, %v; want %v", name, outcome, err, test.wantErr)
+		}
+		if attempt := test.record.NextAttempt(test.params.ClaimID); attempt != test.attempt {
+			t.Errorf("%s: attempt %d, want %d", name, attempt, test.attempt)
+		}
+	}
+	var none *idempotency.Record
+	if attempt := none.NextAttempt(id); attempt != 1 {
+		t.Errorf("attempt %d of a new key, want 1", attempt)
 	}
 }

@@ -13,8 +13,9 @@ import (
 type Verbs interface {
 	// Begin tries once to claim the key. Its outcome is New with a Claim,
 	// InProgress, or Completed with the Record; a fingerprint other than the
-	// recorded one is ErrFingerprintMismatch. Completed records past their
-	// expiry, and claims whose lease has ended, are claimed as if free.
+	// recorded one, of an answer or of leased work however it stands, is
+	// ErrFingerprintMismatch. Completed records past their expiry are claimed as if
+	// free. A key whose lease has ended is taken over: see Record.Judge.
 	Begin(ctx context.Context, params *BeginParams) (*Outcome, error)
 	// Complete records the response and returns the record. It is
 	// ErrNotClaimed for a claim that no Begin returned, and ErrClaimLost for
@@ -23,6 +24,11 @@ type Verbs interface {
 	// changes then, and inside a transaction the transaction cannot commit any
 	// more: what it did may be the work of a lease that would be done again.
 	Complete(ctx context.Context, claim *Claim, response *Response) (*Record, error)
+	// AddStep records a step of the leased work that the claim holds. The first of a
+	// name stays: another one changes nothing and is no error. It does not move the
+	// lease, and counts after the lease's end too, as Complete does. Errors as for
+	// Complete; a claim that was begun in a transaction is a *ParamError.
+	AddStep(ctx context.Context, claim *Claim, step *StepRecord) error
 	// Get returns the record, or ErrNotFound where there is none or it has
 	// expired. A claim of another open transaction cannot be seen. One that was
 	// committed all the same, past the store's guard, is ErrUnfinished.
@@ -36,8 +42,12 @@ type Store interface {
 	// Extend lets the lease end the given duration from now and returns the
 	// claim with its new deadline. ErrClaimLost as for Complete.
 	Extend(ctx context.Context, claim *Claim, lease time.Duration) (*Claim, error)
-	// Release frees the key without an answer. ErrClaimLost as for Complete.
+	// Release frees the key without an answer, and drops its steps. ErrClaimLost as
+	// for Complete.
 	Release(ctx context.Context, claim *Claim) error
+	// Suspend ends the lease now, and leaves the record and its steps to whoever
+	// continues the work, as the same attempt. ErrClaimLost as for Complete.
+	Suspend(ctx context.Context, claim *Claim) error
 }
 
 // TxStore is a Store that can also hold keys by a transaction of type TTx: the
@@ -45,7 +55,7 @@ type Store interface {
 type TxStore[TTx any] interface {
 	Store
 	// WithTx returns the verbs as part of tx. BeginParams.Lease must be zero,
-	// but Complete also accepts the claim of a lease. A key of this transaction
+	// but Complete and AddStep also accept the claim of a lease. A key of this transaction
 	// begun again is ErrNested. An InProgress outcome leaves tx usable. A tx
 	// that has ended is ErrTxEnded.
 	WithTx(tx TTx) Verbs

@@ -52,9 +52,16 @@ CREATE TABLE idempotency_keys (
     locked_until idempotency_end,
     -- In progress inside the transaction that began it: 1.
     unfinished smallint,
+    -- What leased work has done so far, for whoever continues it: an array, oldest
+    -- first. Beside the lease, so that one compare-and-set is about both.
+    steps jsonb,
     -- scope first, so that the table can be distributed by scope.
     CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, id),
-    CONSTRAINT idempotency_keys_one_state CHECK (num_nonnulls(expires_at, locked_until, unfinished) = 1),
+    -- One constraint for both: PostgreSQL reads the text of each again for each statement.
+    CONSTRAINT idempotency_keys_one_state CHECK (
+        num_nonnulls(expires_at, locked_until, unfinished) = 1
+        AND (steps IS NULL OR locked_until IS NOT NULL)
+    ),
     CONSTRAINT idempotency_keys_completed_has_response CHECK ((expires_at IS NULL) = (response_type IS NULL)),
     CONSTRAINT idempotency_keys_completed_before_commit FOREIGN KEY (unfinished)
         REFERENCES idempotency_unfinished (id)

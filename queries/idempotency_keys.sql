@@ -58,6 +58,7 @@ SELECT
     expires_at::timestamptz AS expires_at,
     locked_until::timestamptz AS locked_until,
     unfinished,
+    steps,
     statement_timestamp()::timestamptz AS read_at
 FROM idempotency_keys
 WHERE scope = @scope::text
@@ -139,6 +140,7 @@ WITH written AS (
             WHEN k.claim_id = @seen_claim_id::uuid
                 AND k.expires_at IS NOT DISTINCT FROM sqlc.narg('seen_expires_at')::timestamptz
                 AND k.locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz
+                AND k.steps IS NULL
             THEN 1 ELSE 0 END,
         fingerprint = EXCLUDED.fingerprint,
         response = EXCLUDED.response,
@@ -195,10 +197,11 @@ RETURNING
 -- name: KeyReclaim :one
 -- Claims a key whose row was seen expired, or whose lease was. No row back
 -- means that the row has changed since, or that another transaction holds it.
+-- Steps can have come since; a claim without a lease does not take them over.
 UPDATE idempotency_keys
 SET
     claim_id = @claim_id::uuid,
-    attempt = CASE WHEN expires_at IS NULL THEN attempt + 1 ELSE 1 END,
+    attempt = @attempt::integer,
     fingerprint = @fingerprint::bytea,
     response = NULL,
     response_type = NULL,
@@ -212,10 +215,12 @@ WHERE scope = @scope::text
     AND claim_id = @seen_claim_id::uuid
     AND expires_at IS NOT DISTINCT FROM sqlc.narg('seen_expires_at')::timestamptz
     AND locked_until IS NOT DISTINCT FROM sqlc.narg('seen_locked_until')::timestamptz
+    AND (steps IS NULL OR sqlc.narg('lease')::interval IS NOT NULL)
     AND pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint)
 RETURNING
     attempt::integer AS attempt,
-    locked_until::timestamptz AS locked_until;
+    locked_until::timestamptz AS locked_until,
+    steps;
 
 -- name: KeyComplete :one
 -- A claim that is no longer held divides by zero, which aborts the transaction:
@@ -230,7 +235,8 @@ WITH completed AS (
         updated_at = statement_timestamp(),
         expires_at = statement_timestamp() + @ttl::interval,
         locked_until = NULL,
-        unfinished = NULL
+        unfinished = NULL,
+        steps = NULL
     WHERE scope = @scope::text
         AND id = @id::text
         AND claim_id = @claim_id::uuid
@@ -268,6 +274,40 @@ WHERE scope = @scope::text
     AND claim_id = @claim_id::uuid
     AND locked_until IS NOT NULL
 RETURNING locked_until::timestamptz AS locked_until;
+
+-- name: KeyAddStep :execrows
+-- The first step of a name stays. A lease that ends when its row last changed is
+-- one that was suspended, so a step must neither make it one nor undo it. The hint
+-- is taken as in KeyComplete.
+UPDATE idempotency_keys
+SET
+    steps = CASE
+        WHEN steps @> jsonb_build_array(jsonb_build_object('name', @name::text)) THEN steps
+        ELSE coalesce(steps, '[]') || jsonb_build_array(
+            (@step::text)::jsonb
+            || jsonb_build_object('recorded_at', (extract(epoch FROM statement_timestamp()) * 1000000)::bigint)
+        )
+    END,
+    updated_at = CASE
+        WHEN locked_until = updated_at THEN updated_at
+        WHEN locked_until = statement_timestamp() THEN statement_timestamp() + interval '1 microsecond'
+        ELSE statement_timestamp()
+    END
+WHERE scope = @scope::text
+    AND id = @id::text
+    AND claim_id = @claim_id::uuid
+    AND locked_until IS NOT NULL
+    AND pg_try_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint) IS NOT NULL;
+
+-- name: KeySuspend :execrows
+UPDATE idempotency_keys
+SET
+    updated_at = statement_timestamp(),
+    locked_until = statement_timestamp()
+WHERE scope = @scope::text
+    AND id = @id::text
+    AND claim_id = @claim_id::uuid
+    AND locked_until IS NOT NULL;
 
 -- name: KeyRelease :execrows
 DELETE FROM idempotency_keys
@@ -442,6 +482,7 @@ SELECT
     k.expires_at::timestamptz AS expires_at,
     k.locked_until::timestamptz AS locked_until,
     k.unfinished,
+    k.steps,
     statement_timestamp()::timestamptz AS read_at,
     (CASE WHEN k.unfinished IS NOT NULL THEN
         coalesce(strpos(current_setting('samecommit.claim_ids', true), k.claim_id::text), 0) > 0
@@ -472,7 +513,8 @@ CROSS JOIN LATERAL (
         updated_at,
         expires_at,
         locked_until,
-        unfinished
+        unfinished,
+        steps
     FROM idempotency_keys
     WHERE scope = wanted.scope
         AND id = wanted.id
@@ -508,7 +550,8 @@ taken AS MATERIALIZED (
                 AND CASE
                     WHEN k.claim_id <> seen.claim_id
                         OR k.expires_at IS DISTINCT FROM seen.expires_at
-                        OR k.locked_until IS DISTINCT FROM seen.locked_until THEN false
+                        OR k.locked_until IS DISTINCT FROM seen.locked_until
+                        OR k.steps IS NOT NULL THEN false
                     WHEN @hints::boolean THEN pg_try_advisory_xact_lock(seen.lock_id)
                     ELSE seen.lock_id NOT IN (
                         SELECT (classid::bigint << 32) | objid::bigint
@@ -541,7 +584,8 @@ FROM taken
 WHERE k.ctid = taken.found
     AND k.claim_id = taken.claim_id
     AND k.expires_at IS NOT DISTINCT FROM taken.expires_at
-    AND k.locked_until IS NOT DISTINCT FROM taken.locked_until;
+    AND k.locked_until IS NOT DISTINCT FROM taken.locked_until
+    AND k.steps IS NULL;
 
 -- name: KeyCompleteMany :many
 -- KeyComplete for many claims: it divides by zero unless every row was updated.
@@ -581,7 +625,8 @@ completed AS (
         updated_at = statement_timestamp(),
         expires_at = statement_timestamp() + claimed.ttl,
         locked_until = NULL,
-        unfinished = NULL
+        unfinished = NULL,
+        steps = NULL
     FROM claimed
     WHERE k.ctid = claimed.found
         AND k.claim_id = claimed.claim_id

@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"pgregory.net/rapid"
 
-	"github.com/samecommit/samecommit/idempotency/storetest"
 	"github.com/samecommit/samecommit/internal/pgtest"
 	"github.com/samecommit/samecommit/internal/pgtest/bench"
 	"github.com/samecommit/samecommit/tests/storemodel"
@@ -26,25 +25,12 @@ func TestStoreModel(t *testing.T) {
 		checks++
 		scope := fmt.Sprint("model ", checks)
 		storemodel.Check(t, storemodel.Harness[pgx.Tx]{
-			Harness: storetest.Harness[pgx.Tx]{
-				Store: b.Store,
-				Begin: func(ctx context.Context) (pgx.Tx, func(context.Context) error, func(context.Context) error, error) {
-					tx, err := b.Pool.Begin(ctx)
-					if err != nil {
-						return nil, nil, nil, err
-					}
-					return tx, tx.Commit, tx.Rollback, nil
-				},
-				Effect: bench.Effect,
-				Effects: func(ctx context.Context, name string) (count int, err error) {
-					err = b.Pool.QueryRow(ctx, `SELECT count(*) FROM effects WHERE name = $1`, name).Scan(&count)
-					return count, err
-				},
-			},
-			Scope: scope,
+			Harness: b.Harness(pgx.TxOptions{}),
+			Scope:   scope,
 			// The database's clock cannot be moved, but what is compared with it can.
 			Pass: func(ctx context.Context, duration time.Duration) error {
-				_, err := b.Pool.Exec(ctx, `UPDATE idempotency_keys SET locked_until = locked_until - $1::interval, expires_at = expires_at - $1::interval`, duration)
+				_, err := b.Pool.Exec(ctx, `UPDATE idempotency_keys SET created_at = created_at - $1::interval, updated_at = updated_at - $1::interval,
+					locked_until = locked_until - $1::interval, expires_at = expires_at - $1::interval`, duration)
 				return err
 			},
 		})

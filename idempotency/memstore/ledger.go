@@ -44,7 +44,7 @@ func (l *ledger) begin(w *work, params *idempotency.BeginParams) (*idempotency.O
 	key, now := params.Key, time.Now()
 	record, own := l.find(w, key)
 	holder := l.holders[key]
-	outcome, err := record.Judge(params.Fingerprint, now)
+	outcome, err := record.Judge(params, now)
 	switch {
 	case err != nil:
 		return nil, err
@@ -58,18 +58,23 @@ func (l *ledger) begin(w *work, params *idempotency.BeginParams) (*idempotency.O
 	}
 
 	claimed := &idempotency.Record{
-		Key: key, State: idempotency.InProgress, ClaimID: idempotency.NewClaimID(), Attempt: 1,
+		Key: key, State: idempotency.InProgress, ClaimID: params.ClaimID, Attempt: record.NextAttempt(params.ClaimID),
 		Fingerprint: params.Fingerprint, CreatedAt: now, UpdatedAt: now,
 	}
-	if record != nil && record.State == idempotency.InProgress {
-		claimed.Attempt = record.Attempt + 1
+	if claimed.ClaimID == (idempotency.ClaimID{}) {
+		claimed.ClaimID = idempotency.NewClaimID()
 	}
+	resumed := record != nil && record.State == idempotency.InProgress
 	if w == nil {
 		claimed.LockedUntil = now.Add(params.Lease)
+		if resumed {
+			claimed.Steps = record.Steps
+		}
 	}
 	l.put(w, claimed)
 	return &idempotency.Outcome{State: idempotency.New, Claim: &idempotency.Claim{
 		Key: key, ID: claimed.ClaimID, Attempt: claimed.Attempt, TTL: params.TTL, LockedUntil: claimed.LockedUntil,
+		Resumed: resumed, Steps: claimed.Clone().Steps,
 	}}, nil
 }
 
@@ -100,9 +105,34 @@ func (l *ledger) complete(w *work, claim *idempotency.Claim, response *idempoten
 	completed.Response = &idempotency.Response{Type: response.Type, Body: bytes.Clone(response.Body)}
 	completed.UpdatedAt = time.Now()
 	completed.ExpiresAt = completed.UpdatedAt.Add(claim.TTL)
-	completed.LockedUntil = time.Time{}
+	completed.LockedUntil, completed.Steps = time.Time{}, nil
 	l.put(w, &completed)
 	return &completed, nil
+}
+
+func (l *ledger) addStep(w *work, claim *idempotency.Claim, step *idempotency.StepRecord) error {
+	record, err := l.held(w, claim)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(record.Steps, func(s idempotency.StepRecord) bool { return s.Name == step.Name }) {
+		return nil
+	}
+	suspended, now := record.Suspended(), time.Now()
+	// A copy: whoever has the record keeps the steps as they were.
+	added := *record
+	added.Steps = append(slices.Clone(record.Steps), idempotency.StepRecord{
+		Name: step.Name, Arguments: step.Arguments, RecordedAt: now,
+		Response: &idempotency.Response{Type: step.Response.Type, Body: bytes.Clone(step.Response.Body)},
+	})
+	// When it changed tells whether it is suspended.
+	if !suspended {
+		if added.UpdatedAt = now; added.Suspended() {
+			added.UpdatedAt = now.Add(1)
+		}
+	}
+	l.put(w, &added)
+	return nil
 }
 
 // put writes the record as part of w, or for everybody at once where w is nil.

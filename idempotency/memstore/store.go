@@ -95,6 +95,34 @@ func (s *Store[TTx]) Extend(_ context.Context, claim *idempotency.Claim, lease t
 	return &moved, nil
 }
 
+// AddStep records a step. See idempotency.Verbs.
+func (s *Store[TTx]) AddStep(_ context.Context, claim *idempotency.Claim, step *idempotency.StepRecord) error {
+	if err := step.Validate(); err != nil {
+		return err
+	}
+	if err := claim.ValidateAddStep(); err != nil {
+		return err
+	}
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	return s.ledger.addStep(nil, claim, step)
+}
+
+// Suspend ends the lease. See idempotency.Store.
+func (s *Store[TTx]) Suspend(_ context.Context, claim *idempotency.Claim) error {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	record, err := s.ledger.held(nil, claim)
+	if err != nil {
+		return err
+	}
+	suspended := *record
+	suspended.UpdatedAt = time.Now()
+	suspended.LockedUntil = suspended.UpdatedAt
+	s.ledger.put(nil, &suspended)
+	return nil
+}
+
 // Release frees the key. See idempotency.Store.
 func (s *Store[TTx]) Release(_ context.Context, claim *idempotency.Claim) error {
 	s.ledger.mu.Lock()

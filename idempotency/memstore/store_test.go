@@ -94,8 +94,8 @@ func TestLeaseOfHours(t *testing.T) {
 			t.Fatalf("deadline is in %s, end of the lease at %v", time.Until(first.Deadline), first.LockedUntil)
 		}
 		time.Sleep(2 * time.Hour) // synctest's clock, not a wait
-		if retryAfter := begin(idempotency.InProgress).RetryAfter; retryAfter != time.Hour {
-			t.Fatalf("RetryAfter is %s; want the hour that is left", retryAfter)
+		if retryAfter := begin(idempotency.InProgress).RetryAfter; retryAfter != 5*time.Second {
+			t.Fatalf("RetryAfter is %s; want 5 seconds of the hour that is left", retryAfter)
 		}
 		extended, err := store.Extend(ctx, first, 3*time.Hour)
 		if err != nil {

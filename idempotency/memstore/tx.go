@@ -117,7 +117,8 @@ func (t *Tx) commit() error {
 		return fmt.Errorf("memstore: transaction had failed and was rolled back: %w", err)
 	}
 	for key, record := range t.work.writes {
-		if record.State == idempotency.InProgress {
+		// One under a lease has got a step.
+		if record.State == idempotency.InProgress && record.LockedUntil.IsZero() {
 			t.rollback()
 			return &idempotency.KeyError{Key: key, Err: idempotency.ErrUnfinished}
 		}
@@ -251,6 +252,28 @@ func (v *txVerbs) Complete(_ context.Context, claim *idempotency.Claim, response
 		return nil, err
 	}
 	return record.Clone(), nil
+}
+
+func (v *txVerbs) AddStep(_ context.Context, claim *idempotency.Claim, step *idempotency.StepRecord) error {
+	if v.err != nil {
+		return v.err
+	}
+	if err := step.Validate(); err != nil {
+		return err
+	}
+	v.tx.ledger.mu.Lock()
+	defer v.tx.ledger.mu.Unlock()
+	if err := v.tx.usable(); err != nil {
+		return err
+	}
+	err := claim.ValidateAddStep()
+	if err == nil {
+		err = v.tx.ledger.addStep(v.tx.work, claim, step)
+	}
+	if err != nil {
+		v.tx.work.failed = err // as for Complete
+	}
+	return err
 }
 
 func (v *txVerbs) Get(_ context.Context, key idempotency.Key) (*idempotency.Record, error) {

@@ -190,7 +190,7 @@ func (b *batch) judge(i int, found *db.KeyGetManyRow) bool {
 	now := &row{key: key, KeyGetRow: &db.KeyGetRow{
 		ClaimID: found.ClaimID, Attempt: found.Attempt, Fingerprint: found.Fingerprint,
 		Response: found.Response, ResponseType: found.ResponseType, CreatedAt: found.CreatedAt, UpdatedAt: found.UpdatedAt,
-		LockedUntil: found.LockedUntil, ExpiresAt: found.ExpiresAt, Unfinished: found.Unfinished, ReadAt: found.ReadAt,
+		LockedUntil: found.LockedUntil, ExpiresAt: found.ExpiresAt, Unfinished: found.Unfinished, Steps: found.Steps, ReadAt: found.ReadAt,
 	}}
 	switch {
 	case now.ClaimID == uuid(b.claimID):
@@ -200,7 +200,7 @@ func (b *batch) judge(i int, found *db.KeyGetManyRow) bool {
 		result.Err = unfinishedError(key, found.Own)
 		return true
 	}
-	result.Outcome, result.Err = now.outcome(b.params[i].Fingerprint)
+	result.Outcome, result.Err = now.outcome(b.params[i])
 	if result.Outcome == nil && result.Err == nil && now.same(b.seen[i]) {
 		result.Outcome = inProgress // another transaction is at work on it
 	}

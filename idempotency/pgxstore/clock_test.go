@@ -47,8 +47,8 @@ func TestDatabasesClockDecides(t *testing.T) {
 		t.Errorf("attempt %d, want the second", claim.Attempt)
 	}
 	// By the other clock that lease lasts for an hour and a minute.
-	if left := begin(b, "lease", idempotency.InProgress).RetryAfter; left < time.Hour {
-		t.Errorf("RetryAfter is %s, want over an hour", left)
+	if left := time.Until(begin(b, "lease", idempotency.InProgress).Record.LockedUntil); left < time.Hour {
+		t.Errorf("the lease ends in %s, want over an hour", left)
 	}
 
 	response := &idempotency.Response{Type: idempotency.TypeNone}

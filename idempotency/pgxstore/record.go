@@ -1,6 +1,7 @@
 package pgxstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"time"
@@ -49,14 +50,15 @@ func (r *row) unfinished() bool { return r != nil && r.Unfinished.Valid }
 
 // same reports whether nothing has happened to the key between two looks.
 func (r *row) same(other *row) bool {
-	return other != nil && r.ClaimID == other.ClaimID && equalTime(r.ExpiresAt, other.ExpiresAt) && equalTime(r.LockedUntil, other.LockedUntil)
+	return other != nil && r.ClaimID == other.ClaimID && equalTime(r.ExpiresAt, other.ExpiresAt) && equalTime(r.LockedUntil, other.LockedUntil) &&
+		bytes.Equal(r.Steps, other.Steps)
 }
 
 func equalTime(a, b pgtype.Timestamptz) bool { return a.Valid == b.Valid && a.Time.Equal(b.Time) }
 
 // outcome judges a row whose state alone decides; nil if the row does not stop a
 // claim. See idempotency.Record.Judge.
-func (r *row) outcome(fingerprint idempotency.Fingerprint) (*idempotency.Outcome, error) {
+func (r *row) outcome(params *idempotency.BeginParams) (*idempotency.Outcome, error) {
 	if r == nil {
 		return nil, nil //nolint:nilnil // As Judge.
 	}
@@ -64,7 +66,16 @@ func (r *row) outcome(fingerprint idempotency.Fingerprint) (*idempotency.Outcome
 	if err != nil {
 		return nil, err
 	}
-	return record.Judge(fingerprint, r.ReadAt.Time)
+	return record.Judge(params, r.ReadAt.Time)
+}
+
+// nextAttempt is idempotency.Record.NextAttempt.
+func (r *row) nextAttempt(id idempotency.ClaimID) int32 {
+	if r == nil || r.completed() {
+		return 1
+	}
+	record := idempotency.Record{State: idempotency.InProgress, ClaimID: r.ClaimID.Bytes, Attempt: int(r.Attempt), UpdatedAt: r.UpdatedAt.Time, LockedUntil: r.LockedUntil.Time}
+	return int32(record.NextAttempt(id)) //nolint:gosec // It was an int32, and one more.
 }
 
 func (r *row) record() (*idempotency.Record, error) {
@@ -82,6 +93,9 @@ func (r *row) record() (*idempotency.Record, error) {
 		UpdatedAt:   r.UpdatedAt.Time,
 		LockedUntil: r.LockedUntil.Time,
 		ExpiresAt:   r.ExpiresAt.Time,
+	}
+	if record.Steps, err = parseSteps(r.Steps); err != nil {
+		return nil, &idempotency.KeyError{Key: r.key, Err: err}
 	}
 	if r.completed() {
 		record.State = idempotency.Completed

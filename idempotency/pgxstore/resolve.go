@@ -111,7 +111,7 @@ func (r *run) lookForCommit(ctx context.Context) (outcome *idempotency.Outcome, 
 		}
 		outcome = &idempotency.Outcome{State: idempotency.Completed, Record: record, Executed: true}
 	case found.live():
-		if outcome, err = found.outcome(r.params.Fingerprint); err != nil {
+		if outcome, err = found.outcome(r.params); err != nil {
 			return nil, err
 		}
 	case lock.Locked && !lock.ReadOnly:

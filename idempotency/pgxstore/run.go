@@ -142,7 +142,7 @@ func (r *run) decided() (*idempotency.Outcome, error) {
 		}
 		return nil, strayError(r.params.Key)
 	}
-	return r.seen.outcome(r.params.Fingerprint)
+	return r.seen.outcome(r.params)
 }
 
 // explain is for the errors of statements that no COMMIT came with, or that made
@@ -261,10 +261,7 @@ var errNotSent = errors.New("pgxstore: statement was not sent")
 
 // attempt is the number of this claim.
 func (r *run) attempt() int {
-	if r.seen != nil && !r.seen.completed() {
-		return int(r.seen.Attempt) + 1
-	}
-	return 1
+	return int(r.seen.nextAttempt(r.claimID))
 }
 
 // queueInsert queues the statement that writes the finished row.
@@ -301,6 +298,6 @@ func (r *run) afterFailure(ctx context.Context, cause error) (*idempotency.Outco
 	if err != nil || !found.live() {
 		return nil, cause //nolint:nilerr // cause is what went wrong; the look was an extra.
 	}
-	outcome, err := found.outcome(r.params.Fingerprint)
+	outcome, err := found.outcome(r.params)
 	return r.replay(ctx, found, outcome, err)
 }

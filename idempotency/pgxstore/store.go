@@ -242,6 +242,32 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 	return &extended, nil
 }
 
+// AddStep records a step of leased work. See idempotency.Verbs.
+func (s *Store) AddStep(ctx context.Context, claim *idempotency.Claim, step *idempotency.StepRecord) error {
+	if err := step.Validate(); err != nil {
+		return err
+	}
+	if err := claim.ValidateAddStep(); err != nil {
+		return err
+	}
+	err := s.statement(ctx, func(q txhelper.Querier) error { return s.addStep(ctx, q, claim, step) })
+	return s.explain(claim.Key, "add step", err)
+}
+
+// Suspend ends a lease and keeps its record. See idempotency.Store.
+func (s *Store) Suspend(ctx context.Context, claim *idempotency.Claim) error {
+	if err := claim.Validate(); err != nil {
+		return err
+	}
+	suspended, err := s.queries.KeySuspend(ctx, s.querier(s.db), &db.KeySuspendParams{
+		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
+	})
+	if err == nil && suspended == 0 {
+		return &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
+	}
+	return s.explain(claim.Key, "suspend", err)
+}
+
 // Release frees a leased key without an answer. See idempotency.Store.
 func (s *Store) Release(ctx context.Context, claim *idempotency.Claim) error {
 	if err := claim.Validate(); err != nil {

@@ -74,6 +74,25 @@ func (v *verbs) abort(ctx context.Context) {
 // statement aborts the transaction, which must not commit what was done for it.
 var noClaim = &idempotency.Claim{}
 
+// AddStep records a step as part of the transaction, which cannot commit where
+// that fails, as for Complete.
+func (v *verbs) AddStep(ctx context.Context, claim *idempotency.Claim, step *idempotency.StepRecord) error {
+	if err := step.Validate(); err != nil {
+		return err
+	}
+	if err := v.check(); err != nil {
+		return err
+	}
+	err := claim.ValidateAddStep()
+	if err == nil {
+		err = v.explain(claim.Key, "add step", lostBeforeCommit(v.store.addStep(ctx, v.tx, claim, step)))
+	}
+	if err != nil {
+		v.abort(ctx)
+	}
+	return err
+}
+
 // Get returns the record as the transaction sees it.
 func (v *verbs) Get(ctx context.Context, key idempotency.Key) (*idempotency.Record, error) {
 	if err := v.check(); err != nil {
@@ -97,7 +116,10 @@ const maxClaimRounds = 10
 // with params.Lease set, under a lease.
 func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempotency.BeginParams) (*idempotency.Outcome, error) {
 	start := time.Now()
-	claim := &idempotency.Claim{Key: params.Key, ID: idempotency.NewClaimID(), TTL: params.TTL}
+	claim := &idempotency.Claim{Key: params.Key, ID: params.ClaimID, TTL: params.TTL}
+	if claim.ID == (idempotency.ClaimID{}) {
+		claim.ID = idempotency.NewClaimID()
+	}
 	var lease pgtype.Interval
 	if params.Lease > 0 {
 		lease = interval(params.Lease)
@@ -136,16 +158,20 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 			}
 			return nil, unfinishedError(params.Key, own)
 		}
-		if outcome, err := seen.outcome(params.Fingerprint); outcome != nil || err != nil {
+		if outcome, err := seen.outcome(params); outcome != nil || err != nil {
 			return outcome, err
 		}
 
 		again, err := s.queries.KeyReclaim(ctx, q, &db.KeyReclaimParams{
-			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: uuid(claim.ID),
+			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: uuid(claim.ID), Attempt: seen.nextAttempt(claim.ID),
 			Fingerprint: params.Fingerprint.Bytes(), Lease: lease, LockID: lockID(params.Key),
 			SeenClaimID: seen.ClaimID, SeenExpiresAt: seen.ExpiresAt, SeenLockedUntil: seen.LockedUntil,
 		})
 		if err == nil {
+			claim.Resumed = !seen.completed()
+			if claim.Steps, err = parseSteps(again.Steps); err != nil {
+				return nil, &idempotency.KeyError{Key: params.Key, Err: err}
+			}
 			return claimed(again.Attempt, again.LockedUntil), nil
 		}
 		if !errors.Is(err, pgx.ErrNoRows) {

@@ -16,13 +16,13 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 )
 
-// Run checks the verbs and the leases of a store, and the sweep of one that is an
+// Run checks the verbs, the leases and the steps of a store, and the sweep of one that is an
 // idempotency.Sweeper, in parallel subtests. Each calls newStore once, and Run does,
 // to see what it makes. It may return the same database again as long as nobody
 // else's expired records are in it, which DeleteExpired would count.
 func Run(t *testing.T, newStore func(t *testing.T) idempotency.Store) {
 	t.Helper()
-	all := [][]testCase[*suite]{verbCases, leaseCases}
+	all := [][]testCase[*suite]{verbCases, leaseCases, stepCases}
 	if _, ok := newStore(t).(idempotency.Sweeper); ok {
 		all = append(all, sweepCases)
 	}
@@ -41,7 +41,7 @@ func Run(t *testing.T, newStore func(t *testing.T) idempotency.Store) {
 // may share a database.
 func RunTx[TTx any](t *testing.T, newHarness func(t *testing.T) Harness[TTx]) {
 	t.Helper()
-	for _, cases := range [][]testCase[*txSuite[TTx]]{txCases[TTx](), batchCases[TTx](), runCases[TTx](), savepointCases[TTx](), transactCases[TTx]()} {
+	for _, cases := range [][]testCase[*txSuite[TTx]]{txCases[TTx](), batchCases[TTx](), runCases[TTx](), savepointCases[TTx](), transactCases[TTx](), stepTxCases[TTx]()} {
 		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()

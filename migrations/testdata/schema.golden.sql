@@ -26,7 +26,8 @@ CREATE TABLE idempotency_keys (
     updated_at timestamp with time zone NOT NULL,
     expires_at idempotency_end,
     locked_until idempotency_end,
-    unfinished smallint
+    unfinished smallint,
+    steps jsonb
 ) WITH (
     vacuum_truncate=false,
     autovacuum_vacuum_threshold=1000,
@@ -37,7 +38,7 @@ ALTER TABLE idempotency_keys
     ADD CONSTRAINT idempotency_keys_completed_has_response CHECK (((expires_at IS NULL) = (response_type IS NULL)));
 
 ALTER TABLE idempotency_keys
-    ADD CONSTRAINT idempotency_keys_one_state CHECK ((num_nonnulls(expires_at, locked_until, unfinished) = 1));
+    ADD CONSTRAINT idempotency_keys_one_state CHECK (((num_nonnulls(expires_at, locked_until, unfinished) = 1) AND ((steps IS NULL) OR (locked_until IS NOT NULL))));
 
 ALTER TABLE idempotency_keys
     ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, id);

@@ -281,7 +281,7 @@ var table = []mutant{
 	},
 	{
 		name: "another request gets the answer", breaks: sameRequest,
-		edits: []edit{{"idempotency/record.go", "if !fingerprint.Matches(r.Fingerprint) {", "if fingerprint.Bytes() == nil {"}},
+		edits: []edit{{"idempotency/record.go", "case !params.Fingerprint.Matches(r.Fingerprint):", "case r.State == InProgress && !params.Fingerprint.Matches(r.Fingerprint):"}},
 		test:  contract + "run never executes for another fingerprint",
 	},
 	{
@@ -396,7 +396,7 @@ var table = []mutant{
 	},
 	{
 		name: "memory has no guard against it either", breaks: together,
-		edits: []edit{{"idempotency/memstore/tx.go", "if record.State == idempotency.InProgress {", "if record.State == idempotency.InProgress && record.Response != nil {"}},
+		edits: []edit{{"idempotency/memstore/tx.go", "if record.State == idempotency.InProgress && record.LockedUntil.IsZero() {", "if record.State == idempotency.InProgress && record.Response != nil {"}},
 		test:  "TestStoreTx/a forgotten completion cannot commit", pkg: "idempotency/memstore",
 	},
 
@@ -1000,7 +1000,7 @@ var table = []mutant{
 	},
 	{
 		name: "leases end by the program's clock", breaks: fenced,
-		edits: []edit{{recordFile, "return record.Judge(fingerprint, r.ReadAt.Time)", "return record.Judge(fingerprint, time.Now())"}},
+		edits: []edit{{recordFile, "return record.Judge(params, r.ReadAt.Time)", "return record.Judge(params, time.Now())"}},
 		test:  "TestDatabasesClockDecides",
 		pkg:   "idempotency/pgxstore",
 	},
@@ -1031,7 +1031,7 @@ var table = []mutant{
 	// Expiry and the sweep.
 	{
 		name: "an expired answer replays", breaks: retention,
-		edits: []edit{{"idempotency/record.go", "case r.State == Completed && !r.Expired(now):", "case r.State == Completed:"}},
+		edits: []edit{{"idempotency/record.go", "case r == nil || r.Expired(now) || r.State", "case r == nil || r.State"}},
 		test:  "TestTimeOfALongTransaction",
 		pkg:   "idempotency/pgxstore",
 	},
@@ -1160,5 +1160,77 @@ var table = []mutant{
 		edits: []edit{{"idempotency/idempotencytest/run.go", "case n.least() == 0:", "case n.most() == 0:"}},
 		test:  "TestKitFindsMistakes/one of two effects beside the transaction",
 		pkg:   "idempotency/idempotencytest",
+	},
+	{
+		name: "another request continues leased work", breaks: sameRequest,
+		edits: []edit{{"idempotency/record.go", "case !params.Fingerprint.Matches(r.Fingerprint):", "case r.State == Completed && !params.Fingerprint.Matches(r.Fingerprint):"}},
+		test:  "TestStoreContract/a leased key refuses another request",
+	},
+	{
+		name: "a suspended attempt counts", breaks: unstuck,
+		edits: []edit{{"idempotency/record.go", "case r.isOf(id) || r.Suspended():", "case r.isOf(id):"}},
+		test:  "TestStoreContract/a suspended key is taken over at once, as the same attempt",
+	},
+	{
+		name: "attempts are not bounded", breaks: bounded,
+		edits: []edit{{"idempotency/record.go", "case params.MaxAttempts > 0 &&", "case params.MaxAttempts < 0 &&"}},
+		test:  "TestStoreContract/attempts are bounded",
+	},
+	{
+		name: "a claim without a lease continues leased work", breaks: once,
+		edits: []edit{{"idempotency/record.go", "case params.Lease == 0 && (", "case params.Lease < 0 && ("}},
+		test:  contract + "a claim without a lease does not continue leased work",
+	},
+	{
+		name: "a claim begun again with its own id is a rival", breaks: unstuck,
+		edits: []edit{{"idempotency/record.go", "\tcase r.isOf(params.ClaimID):\n", ""}},
+		test:  "TestStoreContract/a claim begun again with its own id is the same one",
+	},
+	{
+		name: "a zombie adds a step", breaks: fenced,
+		edits: []edit{{query + "KeyAddStep", "claim_id = @claim_id::uuid", "@claim_id::uuid IS NOT NULL"}},
+		test:  "TestStoreContract/a step of a lost claim is refused",
+	},
+	{
+		name: "a step is recorded twice", breaks: once,
+		edits: []edit{{query + "KeyAddStep", "('name', @name::text)", "('name', concat(@name::text, ' '))"}},
+		test:  "TestStoreContract/the first step of a name stays",
+	},
+	{
+		name: "a step undoes a suspension", breaks: unstuck,
+		edits: []edit{{query + "KeyAddStep", "WHEN locked_until = updated_at THEN updated_at", "WHEN false THEN updated_at"}},
+		test:  "TestStoreContract/a step of a suspended key leaves it suspended",
+	},
+	{
+		name: "the effect of a zombie's step commits", breaks: together,
+		edits: []edit{{"idempotency/pgxstore/verbs.go", "\t\tv.abort(ctx)\n\t}\n\treturn err\n", "\t\t_ = ctx\n\t}\n\treturn err\n"}},
+		test:  contract + "a step of a lost claim cannot commit",
+	},
+	{
+		name: "a step that came meanwhile is passed over by a transaction", breaks: once,
+		edits: []edit{{query + "KeyReclaim", "AND (steps IS NULL OR sqlc.narg('lease')::interval IS NOT NULL)", ""}},
+		test:  "TestStepBesideATakeover/Begin in a transaction beside a step",
+		pkg:   "idempotency/pgxstore",
+	},
+	{
+		name: "a step that came meanwhile is passed over by a batch", breaks: once,
+		edits: []edit{
+			{query + "KeyReclaimMany", "OR k.steps IS NOT NULL THEN false", "THEN false"},
+			{query + "KeyReclaimMany", "AND k.steps IS NULL;", ";"},
+		},
+		test: "TestStepBesideATakeover/BeginMany beside a step",
+		pkg:  "idempotency/pgxstore",
+	},
+	{
+		name: "a step that came meanwhile is passed over by Do", breaks: once,
+		edits: []edit{{query + "KeyReplaceCompleted", "AND k.steps IS NULL", ""}},
+		test:  "TestStepBesideATakeover/Do beside a step",
+		pkg:   "idempotency/pgxstore",
+	},
+	{
+		name: "a takeover forgets a step that came meanwhile", breaks: once,
+		edits: []edit{{"idempotency/pgxstore/verbs.go", "parseSteps(again.Steps)", "parseSteps(seen.Steps)"}},
+		test:  "TestStepBesideATakeover/Begin under a lease beside a step",
+		pkg:   "idempotency/pgxstore",
 	},
 }

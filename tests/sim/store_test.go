@@ -235,6 +235,10 @@ func (v *faultyVerbs) Begin(ctx context.Context, params *idempotency.BeginParams
 	})
 }
 
+func (v *faultyVerbs) AddStep(ctx context.Context, claim *idempotency.Claim, step *idempotency.StepRecord) error {
+	return v.inner.AddStep(ctx, claim, step)
+}
+
 func (v *faultyVerbs) Complete(ctx context.Context, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
 	return request(ctx, func(c *call) (*idempotency.Record, error) {
 		record, err := v.inner.Complete(ctx, claim, response)

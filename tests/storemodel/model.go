@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"pgregory.net/rapid"
@@ -32,7 +33,10 @@ type entry struct {
 	claim       idempotency.ClaimID
 	attempt     int
 	fingerprint idempotency.Fingerprint
+	leased      bool
 	until       time.Duration // the end of the lease
+	suspended   bool
+	steps       []*idempotency.StepRecord
 	expires     time.Duration
 	response    *idempotency.Response
 }
@@ -80,6 +84,9 @@ func Check[TTx any](t *rapid.T, harness Harness[TTx]) {
 		"begin a lease":       m.beginLease,
 		"extend":              m.extend,
 		"release":             m.release,
+		"suspend":             m.suspend,
+		"add step":            m.addStep,
+		"add step in tx":      m.addStepTx,
 		"complete":            m.complete,
 		"run":                 m.run,
 		"sweep":               m.sweep,
@@ -120,6 +127,7 @@ func (m *machine[TTx]) params(t *rapid.T, leased bool) *idempotency.BeginParams 
 	params := &idempotency.BeginParams{Key: m.key(t), Fingerprint: fingerprint(t), TTL: hours(t, "ttl")}
 	if leased {
 		params.Lease = hours(t, "lease")
+		params.MaxAttempts = rapid.SampledFrom([]int{0, 0, 1, 2, 3}).Draw(t, "max attempts")
 	}
 	return params
 }
@@ -181,25 +189,33 @@ func (m *machine[TTx]) put(tx *openTx[TTx], key idempotency.Key, written entry) 
 // whether the key was free.
 func (m *machine[TTx]) judgeBegin(t *rapid.T, tx *openTx[TTx], params *idempotency.BeginParams, outcome *idempotency.Outcome, err error) (free bool) {
 	seen, ok, own := m.find(tx, params.Key)
+	live := ok && seen.state == idempotency.Completed && seen.expires > m.now
+	leased := ok && seen.state == idempotency.InProgress && seen.leased
 	var want idempotency.State
+	var wantErr error
 	switch {
-	case ok && seen.state == idempotency.Completed && seen.expires > m.now:
-		if !params.Fingerprint.Matches(seen.fingerprint) {
-			if !errors.Is(err, idempotency.ErrFingerprintMismatch) || outcome != nil {
-				t.Fatalf("%+v, %v; want ErrFingerprintMismatch and nothing else", outcome, err)
-			}
-			return false
-		}
+	case (live || leased) && !params.Fingerprint.Matches(seen.fingerprint):
+		wantErr = idempotency.ErrFingerprintMismatch
+	case live:
 		want = idempotency.Completed
+	case leased && seen.until > m.now:
+		want = idempotency.InProgress
+	case leased && params.Lease == 0 && (seen.suspended || len(seen.steps) > 0):
+		wantErr = idempotency.ErrStepChanged
+	case leased && params.MaxAttempts > 0 && seen.nextAttempt() > params.MaxAttempts:
+		wantErr = idempotency.ErrNeedsAttention
 	case own && seen.state == idempotency.InProgress:
-		if !errors.Is(err, idempotency.ErrNested) || outcome != nil {
-			t.Fatalf("%+v, %v; want ErrNested", outcome, err)
-		}
-		return false
-	case m.heldElsewhere(tx, params.Key), ok && seen.state == idempotency.InProgress && seen.until > m.now:
+		wantErr = idempotency.ErrNested
+	case m.heldElsewhere(tx, params.Key):
 		want = idempotency.InProgress
 	default:
 		return true
+	}
+	if wantErr != nil {
+		if !errors.Is(err, wantErr) || outcome != nil {
+			t.Fatalf("%+v, %v; want %q and nothing else", outcome, err, wantErr)
+		}
+		return false
 	}
 	if err != nil || outcome.State != want || outcome.Claim != nil {
 		t.Fatalf("%+v, %v; want %s", outcome, err, want)
@@ -217,10 +233,18 @@ func (m *machine[TTx]) claimed(t *rapid.T, tx *openTx[TTx], params *idempotency.
 		t.Fatalf("%+v, %v; want a claim of a free key", outcome, err)
 	}
 	claim := outcome.Claim
-	attempt := 1
-	if ok && seen.state == idempotency.InProgress {
-		attempt = seen.attempt + 1
+	attempt, resumed := 1, ok && seen.state == idempotency.InProgress
+	var steps []*idempotency.StepRecord
+	if resumed {
+		attempt = seen.nextAttempt()
 	}
+	if resumed && params.Lease > 0 {
+		steps = seen.steps
+	}
+	if claim.Resumed != resumed {
+		t.Fatalf("claim is resumed: %t; want %t", claim.Resumed, resumed)
+	}
+	sameSteps(t, claim.Steps, steps)
 	for _, other := range m.claims {
 		if other.ID == claim.ID {
 			t.Fatalf("claim %s was handed out twice", claim.ID)
@@ -231,7 +255,8 @@ func (m *machine[TTx]) claimed(t *rapid.T, tx *openTx[TTx], params *idempotency.
 	}
 	m.claims = append(m.claims, claim)
 	m.put(tx, params.Key, entry{
-		state: idempotency.InProgress, claim: claim.ID, attempt: attempt, fingerprint: params.Fingerprint, until: m.now + params.Lease,
+		state: idempotency.InProgress, claim: claim.ID, attempt: attempt, fingerprint: params.Fingerprint,
+		leased: params.Lease > 0, until: m.now + params.Lease, steps: steps,
 	})
 }
 
@@ -283,7 +308,7 @@ func (m *machine[TTx]) extend(t *rapid.T) {
 		if extended.ID != claim.ID || extended.Attempt != claim.Attempt || extended.Deadline.After(extended.LockedUntil.Add(time.Hour)) {
 			t.Fatalf("%+v was extended to %+v", claim, extended)
 		}
-		seen.until = m.now + lease
+		seen.until, seen.suspended = m.now+lease, false
 		m.put(nil, claim.Key, seen)
 	}
 }
@@ -293,6 +318,64 @@ func (m *machine[TTx]) release(t *rapid.T) {
 	if _, ok := m.judge(t, nil, claim, m.h.Store.Release(t.Context(), claim)); ok {
 		delete(m.committed, claim.Key)
 	}
+}
+
+func (m *machine[TTx]) suspend(t *rapid.T) {
+	claim := m.claim(t, nil)
+	if seen, ok := m.judge(t, nil, claim, m.h.Store.Suspend(t.Context(), claim)); ok {
+		seen.until, seen.suspended = m.now, true
+		m.put(nil, claim.Key, seen)
+	}
+}
+
+func (m *machine[TTx]) addStep(t *rapid.T) {
+	m.stepAdded(t, nil, func(claim *idempotency.Claim, step *idempotency.StepRecord) error {
+		return m.h.Store.AddStep(t.Context(), claim, step)
+	})
+}
+
+func (m *machine[TTx]) addStepTx(t *rapid.T) {
+	tx := m.tx(t)
+	m.stepAdded(t, tx, func(claim *idempotency.Claim, step *idempotency.StepRecord) error {
+		err := m.h.Store.WithTx(tx.tx).AddStep(t.Context(), claim, step)
+		tx.failed = err != nil
+		return err
+	})
+}
+
+// stepAdded compares the answer to AddStep with the model.
+func (m *machine[TTx]) stepAdded(t *rapid.T, tx *openTx[TTx], add func(*idempotency.Claim, *idempotency.StepRecord) error) {
+	claim := m.claim(t, tx)
+	step := &idempotency.StepRecord{
+		Name:      rapid.SampledFrom([]string{"charge", "mail", `"quoted" <é>`}).Draw(t, "step"),
+		Arguments: fingerprint(t), Response: response(t),
+	}
+	err := add(claim, step)
+	if claim.LockedUntil.IsZero() {
+		if !errors.Is(err, idempotency.ErrInvalidParams) {
+			t.Fatalf("%v; want a step of a claim without a lease to be refused", err)
+		}
+		return
+	}
+	seen, ok := m.judge(t, tx, claim, err)
+	if !ok {
+		return
+	}
+	if !slices.ContainsFunc(seen.steps, func(s *idempotency.StepRecord) bool { return s.Name == step.Name }) {
+		kept := *step
+		kept.Response = clone(step.Response)
+		seen.steps = append(slices.Clone(seen.steps), &kept)
+	}
+	spoil(step.Response.Body)
+	m.put(tx, claim.Key, seen)
+}
+
+// nextAttempt is the number of the claim that takes over.
+func (e *entry) nextAttempt() int {
+	if e.suspended {
+		return e.attempt
+	}
+	return e.attempt + 1
 }
 
 // loseTTL makes of a claim, now and then, one that no store completes.
@@ -313,6 +396,7 @@ func wantRefused(t *rapid.T, record *idempotency.Record, err error) {
 // completed is what a completion changes.
 func (m *machine[TTx]) completed(t *rapid.T, tx *openTx[TTx], seen entry, claim *idempotency.Claim, response *idempotency.Response, record *idempotency.Record) {
 	seen.state, seen.response, seen.expires, seen.until = idempotency.Completed, clone(response), m.now+claim.TTL, 0
+	seen.leased, seen.suspended, seen.steps = false, false, nil
 	sameRecord(t, record, seen)
 	spoil(response.Body)
 	m.put(tx, claim.Key, seen)
@@ -367,7 +451,7 @@ func (m *machine[TTx]) run(t *rapid.T) {
 		}
 		attempt := 1
 		if seen, ok := m.committed[params.Key]; ok && seen.state == idempotency.InProgress {
-			attempt = seen.attempt + 1
+			attempt = seen.nextAttempt()
 		}
 		done := entry{
 			state: idempotency.Completed, claim: outcome.Record.ClaimID, attempt: attempt, fingerprint: params.Fingerprint,
@@ -495,7 +579,7 @@ func (m *machine[TTx]) end(t *rapid.T) {
 	}
 	finished := !tx.failed
 	for _, written := range tx.writes {
-		finished = finished && written.state == idempotency.Completed
+		finished = finished && (written.state == idempotency.Completed || written.leased)
 	}
 	if err := tx.commit(t.Context()); (err == nil) != finished {
 		t.Fatalf("commit of a transaction that may commit (%t): %v", finished, err)
@@ -567,6 +651,10 @@ func sameRecord(t *rapid.T, record *idempotency.Record, want entry) {
 		!bytes.Equal(record.Fingerprint.Bytes(), want.fingerprint.Bytes()) {
 		t.Fatalf("record %+v; want %+v", record, want)
 	}
+	sameSteps(t, record.Steps, want.steps)
+	if record.State == idempotency.InProgress && record.Suspended() != want.suspended {
+		t.Fatalf("record is suspended: %t; want %t", record.Suspended(), want.suspended)
+	}
 	if want.response == nil {
 		if record.Response != nil || !record.ExpiresAt.IsZero() {
 			t.Fatalf("record in progress with an answer: %+v", record)
@@ -580,5 +668,21 @@ func sameRecord(t *rapid.T, record *idempotency.Record, want entry) {
 	spoil(body)
 	if record.ExpiresAt.IsZero() || !record.LockedUntil.IsZero() {
 		t.Fatalf("completed record expires at %s and is locked until %s", record.ExpiresAt, record.LockedUntil)
+	}
+}
+
+// sameSteps compares steps with the model, and spoils them: they are the caller's
+// own.
+func sameSteps(t *rapid.T, steps []idempotency.StepRecord, want []*idempotency.StepRecord) {
+	if len(steps) != len(want) {
+		t.Fatalf("%d steps; want %d", len(steps), len(want))
+	}
+	for i, step := range steps {
+		body, wanted := step.Response.Body, want[i].Response.Body
+		if step.Name != want[i].Name || step.Arguments != want[i].Arguments || step.Response.Type != want[i].Response.Type ||
+			!bytes.Equal(body, wanted) || (body == nil) != (wanted == nil) {
+			t.Fatalf("step %q %#v; want %q %#v", step.Name, body, want[i].Name, wanted)
+		}
+		spoil(body)
 	}
 }
