@@ -35,7 +35,7 @@ type BatchItem struct {
 	// try; positive.
 	RetryAfter time.Duration
 	// Err is about this key alone, and the other items are as good as without
-	// it: ErrFingerprintMismatch, ErrNested or ErrUnfinished, as a *KeyError.
+	// it: ErrFingerprintMismatch, ErrStepChanged, ErrNested or ErrUnfinished, as a *KeyError.
 	Err error
 	// Response is for the caller to set where State is New.
 	Response *Response `json:"-"`

@@ -18,7 +18,7 @@ import (
 // a connection, and then fails with ErrInProgress. Calls of one client for one
 // key wait in memory, and one of them asks the store for all. Other errors are
 // ErrInvalidParams, ErrFingerprintMismatch, ErrNested, ErrUnfinished, ErrOwned,
-// ErrTxAborted, ErrOverloaded, ErrUnavailable, ErrSerializationFailure,
+// ErrStepChanged, ErrTxAborted, ErrOverloaded, ErrUnavailable, ErrSerializationFailure,
 // ErrReadOnly, ErrOutcomeUnknown, ErrFinalUnlisted, *FinalError and
 // *ResultTypeError.
 func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,

@@ -113,7 +113,8 @@ type BatchVerbs interface {
 }
 
 // BeginResult is what became of one key of BatchVerbs.BeginMany. Err is nil or
-// about this key alone: ErrFingerprintMismatch, ErrNested or ErrUnfinished.
+// about this key alone: ErrFingerprintMismatch, ErrStepChanged, ErrNested or
+// ErrUnfinished.
 type BeginResult struct {
 	Outcome *Outcome
 	Err     error

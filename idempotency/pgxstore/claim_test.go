@@ -1,6 +1,7 @@
 package pgxstore_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -89,7 +90,15 @@ func TestDoRunsOnceInEveryExecMode(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := b.Store.Release(t.Context(), extended); err != nil {
+				step := stepOf("charge")
+				if err := b.Store.AddStep(t.Context(), extended, step); err != nil {
+					t.Error(err)
+				}
+				record, err = b.Store.Get(t.Context(), extended.Key)
+				if err != nil || len(record.Steps) != 1 || !bytes.Equal(record.Steps[0].Response.Body, step.Response.Body) || record.Steps[0].Arguments != step.Arguments {
+					t.Errorf("%+v, %v; want the step that was recorded", record, err)
+				}
+				if err := errors.Join(b.Store.Suspend(t.Context(), extended), b.Store.Release(t.Context(), extended)); err != nil {
 					t.Error(err)
 				}
 			})

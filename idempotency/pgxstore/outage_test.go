@@ -461,6 +461,8 @@ func TestLeasedVerbsAreUnavailable(t *testing.T) {
 		"Begin":    func() error { _, err := b.Store.Begin(ctx, leased("other")); return err },
 		"Complete": func() error { _, err := b.Store.Complete(ctx, claim, bytesResponse("x")); return err },
 		"Extend":   func() error { _, err := b.Store.Extend(ctx, claim, time.Minute); return err },
+		"AddStep":  func() error { return b.Store.AddStep(ctx, claim, stepOf("charge")) },
+		"Suspend":  func() error { return b.Store.Suspend(ctx, claim) },
 		"Release":  func() error { return b.Store.Release(ctx, claim) },
 	}
 	o.on.Store(true)
@@ -489,7 +491,7 @@ func TestLeasedVerbsAreUnavailable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"Begin", "Complete", "Extend"} { //nolint:paralleltest // No subtests.
+	for _, name := range []string{"Begin", "Complete", "Extend", "AddStep", "Suspend"} { //nolint:paralleltest // No subtests.
 		if err := calls[name](); err == nil || errors.Is(err, idempotency.ErrUnavailable) {
 			t.Errorf("%s: %v says that nothing was committed, which nobody knows", name, err)
 		}

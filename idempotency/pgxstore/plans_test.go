@@ -70,7 +70,7 @@ func everyStatement(t *testing.T, b *bench.Bench, round string) (inserted int64)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := b.Store.Release(ctx, extended); err != nil {
+		if err := errors.Join(b.Store.AddStep(ctx, extended, stepOf("charge")), b.Store.Suspend(ctx, extended), b.Store.Release(ctx, extended)); err != nil {
 			t.Fatal(err)
 		}
 		var all []idempotency.Params

@@ -87,6 +87,8 @@ func wantReadOnlyStore(t *testing.T, b *bench.Bench, leased *idempotency.Claim) 
 	wantKeyError(t, "Complete of a lease", err, idempotency.ErrReadOnly, "leased")
 	_, err = b.Store.Extend(t.Context(), leased, time.Hour)
 	wantKeyError(t, "Extend", err, idempotency.ErrReadOnly, "leased")
+	wantKeyError(t, "AddStep", b.Store.AddStep(t.Context(), leased, stepOf("charge")), idempotency.ErrReadOnly, "leased")
+	wantKeyError(t, "Suspend", b.Store.Suspend(t.Context(), leased), idempotency.ErrReadOnly, "leased")
 	wantKeyError(t, "Release", b.Store.Release(t.Context(), leased), idempotency.ErrReadOnly, "leased")
 }
 

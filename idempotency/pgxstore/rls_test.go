@@ -692,6 +692,14 @@ func TestGrantsOfTheRecipe(t *testing.T) {
 			_, err := b.Store.Extend(ctx, leaseBySuperuser(t), time.Hour)
 			return err
 		}},
+		{"AddStep", []string{"SELECT", "UPDATE"}, func(t *testing.T) error {
+			t.Helper()
+			return b.Store.AddStep(ctx, leaseBySuperuser(t), stepOf("charge"))
+		}},
+		{"Suspend", []string{"SELECT", "UPDATE"}, func(t *testing.T) error {
+			t.Helper()
+			return b.Store.Suspend(ctx, leaseBySuperuser(t))
+		}},
 		{"Release", []string{"SELECT", "DELETE"}, func(t *testing.T) error {
 			t.Helper()
 			return b.Store.Release(ctx, leaseBySuperuser(t))

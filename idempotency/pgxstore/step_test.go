@@ -14,14 +14,18 @@ import (
 	"github.com/samecommit/samecommit/internal/pgtest/bench"
 )
 
+// stepOf is a step whose bytes no encoding may change.
+func stepOf(name string) *idempotency.StepRecord {
+	return &idempotency.StepRecord{Name: name, Arguments: idempotency.FingerprintOf(name), Response: bytesResponse("\x00\xff'\"\\")}
+}
+
 // The holder of a lease that has ended records a step, or suspends, between a
 // rival's look at the key and its claim: the claim must not miss that.
 func TestStepBesideATakeover(t *testing.T) {
 	t.Parallel()
-	stepped := idempotency.StepRecord{Name: "charge", Arguments: idempotency.NoFingerprint, Response: bytesResponse("charged")}
 	acts := map[string]func(ctx context.Context, b *bench.Bench, claim *idempotency.Claim) error{
 		"a step": func(ctx context.Context, b *bench.Bench, claim *idempotency.Claim) error {
-			return b.Store.AddStep(ctx, claim, &stepped)
+			return b.Store.AddStep(ctx, claim, stepOf("charge"))
 		},
 		"a suspension": func(ctx context.Context, b *bench.Bench, claim *idempotency.Claim) error {
 			return b.Store.Suspend(ctx, claim)

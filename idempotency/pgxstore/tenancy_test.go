@@ -147,12 +147,14 @@ func allCalls(t *testing.T, b *bench.Bench, counter *bench.QueryCounter, stolen 
 	})
 	call("Begin, in progress", func() (any, error) { return state(b.Store.Begin(ctx, leaseOf("a", "l"))) })
 	call("Do, in progress", do(scoped("a", "l")))
-	theirs := &idempotency.Claim{Key: scoped("a", "l").Key, ID: stolen, TTL: time.Hour}
+	theirs := &idempotency.Claim{Key: scoped("a", "l").Key, ID: stolen, TTL: time.Hour, LockedUntil: time.Now()}
 	for _, c := range []*idempotency.Claim{theirs, claim} {
 		call("Extend", func() (any, error) {
 			_, err := b.Store.Extend(ctx, c, time.Hour)
 			return nil, err
 		})
+		call("AddStep", func() (any, error) { return nil, b.Store.AddStep(ctx, c, stepOf("charge")) })
+		call("Suspend", func() (any, error) { return nil, b.Store.Suspend(ctx, c) })
 	}
 	for _, c := range []*idempotency.Claim{theirs, claim, claim} {
 		call("Complete", func() (any, error) {
