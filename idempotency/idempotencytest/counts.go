@@ -8,15 +8,15 @@ import (
 )
 
 // Counts are the committed effects of a key, by what they are: {"charges": 1,
-// "events": 1}. A call that was acknowledged has one of each. One alone needs no
-// name: {"": 1}.
+// "events": 1}. A call that was acknowledged has one of each, and none where
+// Operation.Refused is set. One kind alone needs no name: {"": 1}.
 type Counts map[string]int
 
 func (c Counts) least() int { return slices.Min(slices.Collect(maps.Values(c))) }
 func (c Counts) most() int  { return slices.Max(slices.Collect(maps.Values(c))) }
 
-// one says that there is one effect of each.
-func (c Counts) one() bool { return c.least() == 1 && c.most() == 1 }
+// all says that there are n effects of each kind.
+func (c Counts) all(n int) bool { return c.least() == n && c.most() == n }
 
 // String lists the counts: "2 effects", or "1 charges and 0 events".
 func (c Counts) String() string {

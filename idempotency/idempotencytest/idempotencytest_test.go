@@ -234,11 +234,43 @@ func TestKitPassesCorrectHandlers(t *testing.T) {
 	}
 }
 
+var errRefused = errors.New("refused")
+
+// refusing is a handler that takes errRefused for an answer.
+func refusing(charge func(ctx context.Context, tx pgx.Tx, key string) (string, error)) handler {
+	return func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
+		t.Helper()
+		b := bench.Open(t, pool, nil, &idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalValue("refused", errRefused)}})
+		return func(ctx context.Context, key string) error {
+			_, err := idempotency.Do(ctx, b.Client, bench.Params(key), func(ctx context.Context, tx pgx.Tx) (string, error) {
+				return charge(ctx, tx, key)
+			})
+			if errors.Is(err, errRefused) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+func TestKitPassesARefusal(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.DB(t)
+	prepareForKit(t, pool)
+	operation := refusing(func(ctx context.Context, tx pgx.Tx, key string) (string, error) {
+		return "", errors.Join(bench.Effect(ctx, tx, key), idempotency.Final(errRefused))
+	}).operation(pool)
+	operation.Refused = true
+	idempotencytest.Run(t, pool, operation)
+}
+
 // mistake is a handler that the kit must find out.
 type mistake struct {
 	handler handler
 	// effects counts, in place of one kind of effect by key.
 	effects func(ctx context.Context, key string) (idempotencytest.Counts, error)
+	// refused is Operation.Refused.
+	refused bool
 	// sslmode is the pool's, "" for that of pgtest.
 	sslmode string
 	// point is the subtest that fails, "" for the test itself.
@@ -472,6 +504,20 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 			},
 			point: "INSERT_INTO_seen_key_VALUES,_not_sent", says: "1 charges and 0 events after the call was made again and acknowledged, want 1",
 		},
+		"a refusal that is not recorded": {
+			handler: refusing(func(ctx context.Context, tx pgx.Tx, key string) (string, error) {
+				return "", errors.Join(bench.Effect(ctx, tx, key), errRefused)
+			}),
+			refused: true,
+			says:    "was seen to commit its effect",
+		},
+		"a refusal whose effect stays": {
+			handler: refusing(func(ctx context.Context, tx pgx.Tx, key string) (string, error) {
+				return "refused", bench.Effect(ctx, tx, key)
+			}),
+			refused: true,
+			says:    "Effects counts 1 effect, want 0",
+		},
 		"effects of no kind": {
 			handler: correctHandlers()["Do"],
 			effects: func(context.Context, string) (idempotencytest.Counts, error) { return nil, nil },
@@ -557,6 +603,7 @@ func TestKitFindsMistakes(t *testing.T) {
 					given = withSSLMode(t, pool, m.sslmode)
 				}
 				operation := m.handler.operation(pool)
+				operation.Refused = m.refused
 				if m.effects != nil {
 					operation.Effects = m.effects
 				}

@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Operation is the code under test. Both fields are required.
+// Operation is the code under test. New and Effects are required.
 type Operation struct {
 	// New builds the code under test on pool, as the program does when it
 	// starts: its client, its service, its HTTP handler. All that it does in the
@@ -21,6 +21,9 @@ type Operation struct {
 	// rows that they inserted: of every kind, since one that is not counted is not
 	// missed. It may use the pool that was given to Run.
 	Effects func(ctx context.Context, key string) (Counts, error)
+	// Refused is set for a request that is refused for good, and whose refusal is
+	// the answer: Call returns nil for it, and there must be no effect of any kind.
+	Refused bool
 }
 
 func (op *Operation) build(t *testing.T, pool *pgxpool.Pool) Call {

@@ -80,7 +80,7 @@ func Run(t *testing.T, pool *pgxpool.Pool, op Operation) {
 	commits := slices.ContainsFunc(planned, func(s *statement) bool { return s.commit })
 	if !commits && !r.committed && ran == len(all) && !t.Failed() {
 		t.Errorf("idempotencytest: none of the %d statements of a call was seen to commit its effect: there was no COMMIT, and no lost reply left an effect behind. "+
-			"Is the effect written through another pool than the one that New was given?", len(planned))
+			"Is the effect written through another pool than the one that New was given, or a refusal not recorded?", len(planned))
 	}
 	if !t.Failed() {
 		r.later(t, key, done)
@@ -110,17 +110,17 @@ func (r *runner) uncut(t *testing.T) (key string, sent []*statement) {
 		t.Fatal("idempotencytest: the call has sent nothing through the pool that New was given: " +
 			"nothing can be cut. Build the code under test on that pool, not on one that was captured.")
 	}
-	if n := r.effects(t, key); !n.one() {
-		t.Fatalf("idempotencytest: nothing was cut, the call was acknowledged, and Effects counts %s, want 1. "+
-			"Call must return an error where the request failed, and Effects must count what was done for the key.", n)
+	if n := r.effects(t, key); !n.all(r.want()) {
+		t.Fatalf("idempotencytest: nothing was cut, the call was acknowledged, and Effects counts %s, want %d. "+
+			"Call must return an error where the request failed, or Operation.Refused be set where a refusal is the answer, and Effects must count what was done for the key.", n, r.want())
 	}
 	if err := in.call.try(t.Context(), key); err != nil {
 		t.Fatalf("idempotencytest: nothing was cut, and the same call again failed: %v. "+
 			"A request that is done must be answered as it was the first time.", err)
 	}
-	if n := r.effects(t, key); !n.one() {
-		t.Fatalf("idempotencytest: nothing was cut, and Effects counts %s after the same call twice, want 1. "+
-			"The key is not looked at, or is not kept until then.", n)
+	if n := r.effects(t, key); !n.all(r.want()) {
+		t.Fatalf("idempotencytest: nothing was cut, and Effects counts %s after the same call twice, want %d. "+
+			"The key is not looked at, or is not kept until then.", n, r.want())
 	}
 	if r.another(t, key, "nothing was cut, and the call was made twice"); t.Failed() {
 		t.FailNow()
@@ -157,16 +157,16 @@ func (r *runner) attempt(t *testing.T, p *point) bool {
 
 	event := p.event()
 	switch n := r.effects(t, key); {
-	case n.most() > 1:
-		t.Errorf("idempotencytest: %s of a single call, want 1: %s (the call returned %v).\n"+
+	case n.most() > r.want():
+		t.Errorf("idempotencytest: %s of a single call, want %d: %s (the call returned %v).\n"+
 			"The code ran it again although it had taken effect: the effect is not in the transaction of the key, or a COMMIT without a reply was taken for failed. "+
-			"Write both through one transaction, and look for the key before running again, also where pgconn.SafeToRetry says yes.", n, event, first)
+			"Write both through one transaction, and look for the key before running again, also where pgconn.SafeToRetry says yes.", n, r.want(), event, first)
 		return true
-	case n.least() == 0 && first == nil:
-		t.Errorf("idempotencytest: the call was acknowledged with %s, want 1: %s.\n"+
-			"An error was swallowed, or it was answered before the commit. Return every error, that of Commit too, and answer after it.", n, event)
+	case n.least() < r.want() && first == nil:
+		t.Errorf("idempotencytest: the call was acknowledged with %s, want %d: %s.\n"+
+			"An error was swallowed, or it was answered before the commit. Return every error, that of Commit too, and answer after it.", n, r.want(), event)
 		return true
-	case n.most() == 1 && first != nil && p.replyLost:
+	case n.most() > 0 && first != nil && p.replyLost:
 		r.committed = true
 	}
 
@@ -177,14 +177,14 @@ func (r *runner) attempt(t *testing.T, p *point) bool {
 		return true
 	}
 	switch n := r.effects(t, key); {
-	case n.most() > 1:
-		t.Errorf("idempotencytest: %s after the call was made again, want 1: %s (the first call returned %v).\n"+
+	case n.most() > r.want():
+		t.Errorf("idempotencytest: %s after the call was made again, want %d: %s (the first call returned %v).\n"+
 			"The effect was committed and its key was not: they are not in one transaction. "+
-			"Write both through the same transaction; inside idempotency.Do that is the tx that the function gets, not a pool.", n, event, first)
+			"Write both through the same transaction; inside idempotency.Do that is the tx that the function gets, not a pool.", n, r.want(), event, first)
 		return true
-	case n.least() == 0:
-		t.Errorf("idempotencytest: %s after the call was made again and acknowledged, want 1: %s (the first call returned %v).\n"+
-			"The key was committed and an effect was not: they are not in one transaction, and the key came first.", n, event, first)
+	case n.least() < r.want():
+		t.Errorf("idempotencytest: %s after the call was made again and acknowledged, want %d: %s (the first call returned %v).\n"+
+			"The key was committed and an effect was not: they are not in one transaction, and the key came first.", n, r.want(), event, first)
 		return true
 	}
 	r.another(t, key, event)
@@ -198,9 +198,9 @@ func (r *runner) another(t *testing.T, key, event string) {
 		t.Errorf("idempotencytest: another instance failed for a request that is done: %s (it returned %v).\n"+
 			"A request that is done must be answered as it was the first time, by every instance.", event, err)
 	}
-	if n := r.effects(t, key); !n.one() {
-		t.Errorf("idempotencytest: %s after another instance was called, want 1: %s.\n"+
-			"What was done is remembered in the memory of the first instance only. Commit the key with the effect.", n, event)
+	if n := r.effects(t, key); !n.all(r.want()) {
+		t.Errorf("idempotencytest: %s after another instance was called, want %d: %s.\n"+
+			"What was done is remembered in the memory of the first instance only. Commit the key with the effect.", n, r.want(), event)
 	}
 }
 
@@ -213,10 +213,18 @@ func (r *runner) later(t *testing.T, key string, done time.Time) {
 		t.Errorf("idempotencytest: a call failed that was done %s ago, when the test began: %v. "+
 			"A request that is done must be answered as it was the first time, for as long as clients may repeat it.", ago, err)
 	}
-	if n := r.effects(t, key); !n.one() {
-		t.Errorf("idempotencytest: %s after a call was made again that was done %s ago, when the test began, want 1.\n"+
-			"The key was not kept: it has expired, or something deletes keys. Keep it for as long as clients may repeat a request.", n, ago)
+	if n := r.effects(t, key); !n.all(r.want()) {
+		t.Errorf("idempotencytest: %s after a call was made again that was done %s ago, when the test began, want %d.\n"+
+			"The key was not kept: it has expired, or something deletes keys. Keep it for as long as clients may repeat a request.", n, ago, r.want())
 	}
+}
+
+// want is how many effects of each kind there must be.
+func (r *runner) want() int {
+	if r.op.Refused {
+		return 0
+	}
+	return 1
 }
 
 func (r *runner) effects(t *testing.T, key string) Counts {
