@@ -82,7 +82,7 @@ func (b *batch) begin(ctx context.Context, wanted []int) error {
 	}
 	if inserted == int64(len(wanted)) {
 		for _, i := range wanted {
-			b.claimed(i, 1)
+			b.claimed(i, 1, false)
 		}
 		return nil
 	}
@@ -194,7 +194,7 @@ func (b *batch) judge(i int, found *db.KeyGetManyRow) bool {
 	}}
 	switch {
 	case now.ClaimID == uuid(b.claimID):
-		b.claimed(i, now.Attempt)
+		b.claimed(i, now.Attempt, b.seen[i] != nil && !b.seen[i].completed())
 		return true
 	case now.unfinished():
 		result.Err = unfinishedError(key, found.Own)
@@ -208,10 +208,10 @@ func (b *batch) judge(i int, found *db.KeyGetManyRow) bool {
 	return result.Outcome != nil || result.Err != nil
 }
 
-func (b *batch) claimed(i int, attempt int32) {
+func (b *batch) claimed(i int, attempt int32, resumed bool) {
 	params := b.params[i]
 	b.results[i].Outcome = &idempotency.Outcome{State: idempotency.New, Claim: &idempotency.Claim{
-		Key: params.Key, ID: b.claimID, Attempt: int(attempt), TTL: params.TTL,
+		Key: params.Key, ID: b.claimID, Attempt: int(attempt), TTL: params.TTL, Resumed: resumed,
 	}}
 }
 

@@ -377,6 +377,7 @@ func stepTxCases[TTx any]() []testCase[*txSuite[TTx]] {
 		{"a step of a lost claim cannot commit", (*txSuite[TTx]).stepLost},
 		{"a claim of the transaction has no steps", (*txSuite[TTx]).stepOfTx},
 		{"a claim without a lease does not continue leased work", (*txSuite[TTx]).stepsNotTakenOver},
+		{"a claim without a lease that takes over is resumed", (*txSuite[TTx]).resumedInTx},
 	}
 }
 
@@ -456,4 +457,27 @@ func (t *txSuite[TTx]) stepsNotTakenOver() {
 	}
 	second := t.begin(t.store, t.params("stepped"), idempotency.New).Claim
 	t.checkSteps(second.Steps, step("one", "1"))
+}
+
+func (t *txSuite[TTx]) resumedInTx() {
+	for _, id := range []string{"a", "b"} {
+		t.claimShort(id)
+	}
+	t.untilLeasesEnd()
+	tx := t.open()
+	if claim := t.begin(tx, t.txParams("a"), idempotency.New).Claim; !claim.Resumed || claim.Attempt != 2 {
+		t.Fatalf("resumed %t, attempt %d; want true and 2", claim.Resumed, claim.Attempt)
+	}
+	if batch, ok := tx.Verbs.(idempotency.BatchVerbs); ok {
+		results, err := batch.BeginMany(t.Context(), []*idempotency.BeginParams{t.txParams("b"), t.txParams("c")})
+		if err != nil {
+			t.Fatalf("BeginMany: %v", err)
+		}
+		for i, want := range []bool{true, false} {
+			t.checkOutcome(results[i].Outcome, idempotency.New)
+			if got := results[i].Outcome.Claim.Resumed; got != want {
+				t.Fatalf("key %d of the batch is resumed: %t; want %t", i+1, got, want)
+			}
+		}
+	}
 }

@@ -215,6 +215,74 @@ var auditCompleteInTx = auditCompletion(func(ctx context.Context, tr *trial) err
 	return err
 })
 
+func (tr *trial) step() *idempotency.StepRecord {
+	return &idempotency.StepRecord{Name: "step", Arguments: idempotency.NoFingerprint, Response: response(tr.key)}
+}
+
+func addStep(ctx context.Context, tr *trial) answer {
+	return leaseAnswer("", tr.cutStore.AddStep(ctx, tr.claim, tr.step()))
+}
+
+func addStepInTx(ctx context.Context, tr *trial) answer {
+	return ownAnswer("", txhelper.Run(ctx, tr.behind, tr.options, func(ctx context.Context, tx pgx.Tx) error {
+		return tr.cutStore.WithTx(tx).AddStep(ctx, tr.claim, tr.step())
+	}))
+}
+
+// auditStep finds the step that was acknowledged, adds it as a holder does who did
+// not hear, and lets another claim continue with it.
+func auditStep(ctx context.Context, tr *trial, got answer) (bool, error) {
+	found, err := tr.store.Get(ctx, tr.params().Key)
+	if err != nil {
+		return false, err
+	}
+	added := len(found.Steps) > 0
+	if !added && got.kind == executed || added && got.kind == failed {
+		return added, fmt.Errorf("the record has %d steps", len(found.Steps))
+	}
+	if err := tr.store.AddStep(ctx, tr.claim, tr.step()); err != nil {
+		return added, fmt.Errorf("add the step again: %w", err)
+	}
+	if err := tr.store.Suspend(ctx, tr.claim); err != nil {
+		return added, err
+	}
+	return added, tr.mustContinue(ctx, 1)
+}
+
+func suspendLease(ctx context.Context, tr *trial) answer {
+	return leaseAnswer("", tr.cutStore.Suspend(ctx, tr.claim))
+}
+
+func auditSuspend(ctx context.Context, tr *trial, got answer) (bool, error) {
+	found, err := tr.store.Get(ctx, tr.params().Key)
+	if err != nil {
+		return false, err
+	}
+	suspended := found.Suspended()
+	if !suspended && got.kind == executed || suspended && got.kind == failed {
+		return suspended, fmt.Errorf("the record is suspended: %t", suspended)
+	}
+	if err := tr.store.Suspend(ctx, tr.claim); err != nil {
+		return suspended, fmt.Errorf("suspend again: %w", err)
+	}
+	return suspended, tr.mustContinue(ctx, 0)
+}
+
+// mustContinue takes the suspended key over, and completes it.
+func (tr *trial) mustContinue(ctx context.Context, steps int) error {
+	outcome, err := tr.store.Begin(ctx, tr.beginParams(time.Minute))
+	if err != nil {
+		return err
+	}
+	if claim := outcome.Claim; claim == nil || !claim.Resumed || claim.Attempt != 1 || len(claim.Steps) != steps {
+		return fmt.Errorf("the key was continued by %+v; want attempt 1 with %d steps", claim, steps)
+	}
+	if err := tr.complete(ctx, outcome.Claim, tr.completed()); err != nil {
+		return err
+	}
+	return tr.mustReplay(ctx, tr.completed())
+}
+
 func releaseLease(ctx context.Context, tr *trial) answer {
 	return leaseAnswer("", tr.cutStore.Release(ctx, tr.claim))
 }

@@ -93,6 +93,14 @@ var scriptPairs = []scriptPair{
 	{"lease ended", "Do", "holder"},
 	{"lease ended", "lease", "holder"},
 	{"lease ended", "transaction", "Do"},
+	{"lease ended", "transaction", "holder steps"},
+	{"lease ended", "batch", "holder steps"},
+	{"lease ended", "Do", "holder steps"},
+	{"lease ended", "lease", "holder steps"},
+	{"no row", "transaction", "lease suspended"},
+	{"no row", "Do", "lease suspended"},
+	{"no row", "batch", "lease suspended"},
+	{"no row", "lease", "lease suspended"},
 }
 
 var isolationLevels = []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable}

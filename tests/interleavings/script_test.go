@@ -75,7 +75,9 @@ var scripts = map[string][]scriptStep{
 	"Do killed":            {doBegin, doWrite, doKill, doEnd(nil)},
 	"lease":                {leaseBegin, leaseExtend, leaseComplete},
 	"lease released":       {leaseBegin, leaseExtend, leaseRelease},
+	"lease suspended":      {leaseBegin, leaseStep, leaseSuspend},
 	"holder":               {open, completeHeld, commit},
+	"holder steps":         {open, stepHeld, commit},
 	"sweep":                {sweep},
 	"sweep in transaction": {open, sweep, commit},
 	"look":                 {open, look, look, commit},
@@ -121,6 +123,9 @@ func (s *scriptedSession) begun(outcome *idempotency.Outcome, err error) string 
 		return errorWord(err)
 	}
 	s.claim = outcome.Claim
+	if s.claim != nil && s.claim.Resumed {
+		return fmt.Sprintf("%s, attempt %d with %d steps", outcome.State, s.claim.Attempt, len(s.claim.Steps))
+	}
 	if outcome.State == idempotency.Completed {
 		return s.replayed(outcome.Record)
 	}
@@ -183,6 +188,13 @@ func complete(ctx context.Context, s *scriptedSession) string {
 func completeHeld(ctx context.Context, s *scriptedSession) string {
 	s.claim = &idempotency.Claim{Key: s.key, ID: heldClaimID, Attempt: 1, TTL: time.Hour}
 	return complete(ctx, s)
+}
+
+// stepHeld adds a step to the lease that the schedule starts with. It is no
+// completion, so s has no claim to acknowledge.
+func stepHeld(ctx context.Context, s *scriptedSession) string {
+	held := &idempotency.Claim{Key: s.key, ID: heldClaimID, Attempt: 1, TTL: time.Hour, LockedUntil: time.Now()}
+	return fine("steps", s.store.WithTx(s.tx).AddStep(ctx, held, s.step()))
 }
 
 func commit(ctx context.Context, s *scriptedSession) string {
@@ -358,6 +370,24 @@ func leaseExtend(ctx context.Context, s *scriptedSession) string {
 	return fine("extends", err)
 }
 
+func leaseStep(ctx context.Context, s *scriptedSession) string {
+	if s.claim == nil {
+		return "-"
+	}
+	return fine("steps", s.store.AddStep(ctx, s.claim, s.step()))
+}
+
+func (s *scriptedSession) step() *idempotency.StepRecord {
+	return &idempotency.StepRecord{Name: "step of " + s.name, Arguments: idempotency.NoFingerprint, Response: s.response()}
+}
+
+func leaseSuspend(ctx context.Context, s *scriptedSession) string {
+	if s.claim == nil {
+		return "-"
+	}
+	return fine("suspends", s.store.Suspend(ctx, s.claim))
+}
+
 func leaseRelease(ctx context.Context, s *scriptedSession) string {
 	if s.claim == nil {
 		return "-"
@@ -424,6 +454,7 @@ func errorWord(err error) string {
 		{"in progress", idempotency.ErrInProgress},
 		{"mismatch", idempotency.ErrFingerprintMismatch},
 		{"nested", idempotency.ErrNested},
+		{"step changed", idempotency.ErrStepChanged},
 		{"claim lost", idempotency.ErrClaimLost},
 		{"aborted", idempotency.ErrTxAborted},
 		{"not found", idempotency.ErrNotFound},
