@@ -12,6 +12,15 @@ const (
 	DefaultMaxWaiters      = 10_000
 	DefaultMaxSharedBytes  = 64 << 20
 	DefaultMaxResponseSize = 1 << 20
+	DefaultLease           = 30 * time.Second
+	DefaultMaxHold         = 15 * time.Minute
+	DefaultMaxAttempts     = 10
+)
+
+// Limits of Config.Lease and Params.Lease.
+const (
+	MinLease = 100 * time.Millisecond
+	MaxLease = time.Hour
 )
 
 // Config configures a Client. The zero value means all defaults.
@@ -53,6 +62,15 @@ type Config struct {
 	// and with another one every key is new and every operation runs again. At
 	// least 16 bytes, from a random source. Defaults to none.
 	KeySecret Secret
+	// Lease is Params.Lease where that is zero. Defaults to 30 seconds.
+	Lease time.Duration
+	// MaxHold bounds how long DoLeased renews the lease of one run of its function: one
+	// that hangs must not hold its key for ever. Defaults to 15 minutes.
+	MaxHold time.Duration
+	// MaxAttempts is how many leases of one key may end without an answer before
+	// DoLeased fails with ErrNeedsAttention. Work that was suspended, since its
+	// function returned an error, does not count. Defaults to 10.
+	MaxAttempts int
 	// Tracer follows every call. Defaults to none.
 	Tracer Tracer
 }
@@ -91,6 +109,24 @@ func (c *Config) withDefaults() (Config, error) {
 	}
 	if config.MaxResponseSize == 0 {
 		config.MaxResponseSize = DefaultMaxResponseSize
+	}
+	if config.Lease == 0 {
+		config.Lease = DefaultLease
+	}
+	if err := validateLength("Config.Lease", config.Lease); err != nil {
+		return config, err
+	}
+	if config.MaxHold < 0 {
+		return config, &ParamError{Field: "Config.MaxHold", Reason: "is negative"}
+	}
+	if config.MaxHold == 0 {
+		config.MaxHold = DefaultMaxHold
+	}
+	if config.MaxAttempts < 0 {
+		return config, &ParamError{Field: "Config.MaxAttempts", Reason: "is negative"}
+	}
+	if config.MaxAttempts == 0 {
+		config.MaxAttempts = DefaultMaxAttempts
 	}
 	if config.Codec == nil {
 		config.Codec = jsonCodec{}

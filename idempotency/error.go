@@ -54,6 +54,13 @@ var (
 	// Config.MaxAttempts allows: the work may end its process. Nothing was changed.
 	// Find out what became of it, then complete or release the record's claim.
 	ErrNeedsAttention = errors.New("idempotency: too many attempts have ended without an answer: an operator must decide")
+	// ErrLeaseEnded means that the lease ended before it could be renewed. It is the
+	// cause that ends the context of leased work, and what a step gets that would
+	// start later. The work may go on, and be completed, while nobody takes it over.
+	ErrLeaseEnded = errors.New("idempotency: lease has ended")
+	// ErrHoldExceeded means that leased work took longer than Config.MaxHold. It is
+	// the cause that ends its context.
+	ErrHoldExceeded = errors.New("idempotency: leased work took longer than Config.MaxHold")
 	// ErrSerializationFailure means that the database could not fit the transaction in
 	// among concurrent ones, by a serialization failure or a deadlock. Roll it back
 	// and run all of it again. Do has done that already, as often as the store allows.

@@ -28,6 +28,10 @@ type Params struct {
 	// default to Config.Wait. DoTx and TxClient.Begin, which would wait on the
 	// caller's own connection, default to NoWait. BeginMany does not wait.
 	Wait time.Duration
+	// Lease is for DoLeased alone: how long the key stays held after this process has
+	// died, before another one may go on. It is renewed every third of it. 100
+	// milliseconds to 1 hour. Defaults to Config.Lease.
+	Lease time.Duration
 }
 
 // LogValue returns, for slog, the hash of the key and the durations.
@@ -57,6 +61,15 @@ func (p *Params) validate() error {
 		}
 	}
 	return validateWait("Wait", p.Wait)
+}
+
+// validateLength refuses leases that could not be renewed in time, or that would
+// keep a key of a process that has died for too long.
+func validateLength(field string, lease time.Duration) error {
+	if lease < MinLease || lease > MaxLease {
+		return &ParamError{Field: field, Reason: fmt.Sprintf("is %s; it must be %s to %s", lease, MinLease, MaxLease)}
+	}
+	return nil
 }
 
 // validateTTL refuses what is not positive, and what a store that keeps

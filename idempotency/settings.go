@@ -33,10 +33,34 @@ func (s *settings) fillBeginParams(begin *BeginParams, params *Params) error {
 	if err := params.validate(); err != nil {
 		return err
 	}
+	if params.Lease != 0 {
+		return &ParamError{Field: "Lease", Reason: "is set; only DoLeased holds keys by a lease"}
+	}
+	s.fillParams(begin, params)
+	return nil
+}
+
+// fillLeaseParams leaves the claim id to be chosen.
+func (s *settings) fillLeaseParams(begin *BeginParams, params *Params) error {
+	if err := params.validate(); err != nil {
+		return err
+	}
+	lease := params.Lease
+	if lease == 0 {
+		lease = s.Lease
+	}
+	if err := validateLength("Lease", lease); err != nil {
+		return err
+	}
+	s.fillParams(begin, params)
+	begin.Lease, begin.MaxAttempts = lease, s.MaxAttempts
+	return nil
+}
+
+func (s *settings) fillParams(begin *BeginParams, params *Params) {
 	ttl := params.TTL
 	if ttl == 0 {
 		ttl = s.TTL
 	}
 	*begin = BeginParams{Key: s.storedKey(params.Key), Fingerprint: params.Fingerprint, TTL: ttl}
-	return nil
 }

@@ -1,6 +1,8 @@
 package idempotency
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -48,4 +50,119 @@ func cloneSteps(steps []StepRecord) []StepRecord {
 		cloned[i].Response = &response
 	}
 	return cloned
+}
+
+// StepCall is one call of a step's function.
+type StepCall struct {
+	// Key is Lease.StepKey: the idempotency key for the request that the step makes.
+	Key string
+	// MayHaveRun says that somebody has begun this work before, and may have done
+	// this step without recording it: look it up at the provider, or rely on Key.
+	// False means that nobody had begun it when this call's claim was made.
+	MayHaveRun bool
+}
+
+// Step does a part of leased work that must not be done twice, and records its
+// result under the key. Where an earlier attempt has recorded the step, its result
+// is returned and fn is not called. Arguments digests what the step depends on: a
+// recorded step with other arguments is ErrStepChanged, and so is a name that is
+// used twice in one attempt; a recorded result of another type is a
+// *ResultTypeError. NoFingerprint compares nothing.
+//
+// An error of fn's is returned, and nothing is recorded. A result is recorded for
+// as long as the lease may last, and at least tried once after that: where that
+// fails, fn's effect is there, and only StepCall.Key keeps the next attempt from
+// repeating it. Step does not start after the lease's end: ErrLeaseEnded. At most
+// 100 steps, together at most Config.MaxResponseSize.
+func Step[T any](ctx context.Context, lease *Lease, name string, arguments Fingerprint, fn func(ctx context.Context, call StepCall) (T, error)) (value T, err error) {
+	switch {
+	case lease == nil:
+		return value, &ParamError{Field: "lease", Reason: "is nil"}
+	case fn == nil:
+		return value, &ParamError{Field: "fn", Reason: "is nil"}
+	}
+	settings := lease.client.settings
+	codec, err := newResultCodec[T](settings.Codec)
+	if err != nil {
+		return value, err
+	}
+	step := &StepRecord{Name: name, Arguments: arguments, Response: &Response{Type: codec.typeName}}
+	if err := step.Validate(); err != nil {
+		return value, err
+	}
+	recorded, err := lease.start(ctx, step)
+	if err != nil {
+		return value, err
+	}
+	if recorded != nil {
+		return codec.decode(lease.first.Key, recorded.Response)
+	}
+	made, err := fn(ctx, StepCall{Key: lease.StepKey(name), MayHaveRun: lease.first.Resumed})
+	if err != nil {
+		return value, err
+	}
+	if step.Response, err = codec.encode(made); err != nil {
+		return value, err
+	}
+	// As for an answer: what cannot be read back would fail every later attempt.
+	if value, err = codec.decode(lease.first.Key, step.Response); err != nil {
+		return value, err
+	}
+	return value, lease.record(ctx, step)
+}
+
+// start returns the step if it is recorded, and otherwise says that its function is
+// about to be called.
+func (l *Lease) start(ctx context.Context, step *StepRecord) (recorded *StepRecord, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asked[step.Name] {
+		return nil, l.keyError(fmt.Errorf("%w: step %q is asked for twice in one attempt", ErrStepChanged, step.Name))
+	}
+	l.asked[step.Name] = true
+	for i := range l.first.Steps {
+		if recorded := &l.first.Steps[i]; recorded.Name == step.Name {
+			if !step.Arguments.Matches(recorded.Arguments) {
+				return nil, l.keyError(fmt.Errorf("%w: step %q is recorded with other arguments", ErrStepChanged, step.Name))
+			}
+			return recorded, nil
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case !time.Now().Before(l.deadline):
+		return nil, l.keyError(ErrLeaseEnded)
+	case l.recorded >= maxSteps:
+		return nil, &ParamError{Field: "name", Reason: fmt.Sprintf("is of one step too many; the limit is %d", maxSteps)}
+	}
+	l.recorded++
+	l.acted = true
+	return nil, nil //nolint:nilnil // It is not recorded.
+}
+
+// record adds the step to the record, by the end of the lease.
+func (l *Lease) record(ctx context.Context, step *StepRecord) error {
+	l.mu.Lock()
+	l.size += len(step.Response.Body)
+	size := l.size
+	l.mu.Unlock()
+	if limit := l.client.settings.MaxResponseSize; size > limit {
+		return &ParamError{Field: "Response.Body", Reason: fmt.Sprintf("makes the steps of the key %d bytes; the limit is %d: return a reference instead, or raise Config.MaxResponseSize", size, limit)}
+	}
+	// The effect is there, whatever the caller has given up since.
+	ctx = context.WithoutCancel(ctx)
+	for pause := firstPoll; ; pause = min(2*pause, longestPoll) {
+		_, err := attempt(ctx, func(ctx context.Context) (None, error) {
+			return None{}, l.client.store.AddStep(ctx, l.first, step)
+		})
+		if err == nil || errors.Is(err, ErrClaimLost) || errors.Is(err, ErrInvalidParams) {
+			return err
+		}
+		if wait := jitter(pause); time.Now().Add(wait).Before(l.Deadline()) {
+			time.Sleep(wait)
+			continue
+		}
+		return l.keyError(fmt.Errorf("%w before step %q was recorded: %w", ErrLeaseEnded, step.Name, err))
+	}
 }

@@ -9,6 +9,7 @@ type Operation string
 const (
 	OperationDo           Operation = "do"
 	OperationDoTx         Operation = "do_tx"
+	OperationDoLeased     Operation = "do_leased"
 	OperationRun          Operation = "run"
 	OperationTransact     Operation = "transact"
 	OperationBegin        Operation = "begin"

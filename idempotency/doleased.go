@@ -1,0 +1,212 @@
+package idempotency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// DoLeased runs fn once per key, for work that leaves the database: no transaction
+// is open, and the key is held by a lease that is renewed until fn returns. A later
+// call with the same key returns the recorded result and does not run fn.
+//
+// What fn does elsewhere cannot be undone, so it goes into steps: see Step. Where
+// the process dies, the lease ends, and the next call runs fn again; steps that
+// were recorded are not repeated, and a step that may have run is told so. Where fn
+// returns an error it is returned, and the next call continues the work in the same
+// way; an error that Final marks is recorded as the answer. fn's context ends with
+// the cause ErrLeaseEnded where the lease could not be renewed in time, ErrClaimLost
+// where the key was taken over, and ErrHoldExceeded after Config.MaxHold; what fn
+// returns then is recorded all the same, unless the claim is lost.
+//
+// Params.Lease is how long the key stays held after this process has died. While
+// another call holds the key, DoLeased waits as Do does. Errors are Do's, and
+// ErrClaimLost, ErrNeedsAttention, ErrStepChanged, ErrLeaseEnded and
+// ErrHoldExceeded. ErrOutcomeUnknown: call again with the same key.
+func DoLeased[T any](ctx context.Context, client *LeaseClient, params Params, fn func(ctx context.Context, lease *Lease) (T, error)) (result Result[T], err error) {
+	op, err := newLeasedOperation(client, &params, fn)
+	if err != nil {
+		return Result[T]{}, err
+	}
+	ctx, end := client.settings.trace(ctx, OperationDoLeased, op.begin.Key)
+	state := State(0)
+	defer func() {
+		replayed := result.Replayed
+		if op.running {
+			state, replayed, err = 0, false, ErrNotReturned
+		}
+		end(state, replayed, err)
+	}()
+	if err := client.settings.checkNesting(ctx, op.begin.Key); err != nil {
+		return Result[T]{}, err
+	}
+	outcome, shared, err := client.gate.do(ctx, &op.begin, params.waitOr(client.settings.Wait), func(p *pass) (*Outcome, error) {
+		return op.try(ctx, p)
+	})
+	state = outcomeState(outcome)
+	if err != nil {
+		return Result[T]{}, err
+	}
+	if shared {
+		give, err := client.gate.budget.take(ctx, len(outcome.Record.Response.Body))
+		if err != nil {
+			return Result[T]{}, &KeyError{Key: op.begin.Key, Err: fmt.Errorf("idempotency: gave up waiting for room in Config.MaxSharedBytes: %w", err)}
+		}
+		defer give()
+	}
+	if !outcome.Executed {
+		return resultOf(client.settings, op.codec, outcome.Record, true)
+	}
+	op.given.Record = outcome.Record
+	return op.given, op.givenErr
+}
+
+// leasedOperation is one call of DoLeased.
+type leasedOperation[T any] struct {
+	client *LeaseClient
+	begin  BeginParams
+	codec  resultCodec[T]
+	fn     func(ctx context.Context, lease *Lease) (T, error)
+	// running says that fn has not returned.
+	running bool
+	// given is fn's result as it was read back, and givenErr its final error.
+	given    Result[T]
+	givenErr error
+}
+
+func newLeasedOperation[T any](client *LeaseClient, params *Params, fn func(context.Context, *Lease) (T, error)) (*leasedOperation[T], error) {
+	switch {
+	case client == nil:
+		return nil, &ParamError{Field: "client", Reason: "is nil"}
+	case fn == nil:
+		return nil, &ParamError{Field: "fn", Reason: "is nil"}
+	}
+	op := &leasedOperation[T]{client: client, fn: fn}
+	if err := client.settings.fillLeaseParams(&op.begin, params); err != nil {
+		return nil, err
+	}
+	var err error
+	op.codec, err = newResultCodec[T](client.settings.Codec)
+	return op, err
+}
+
+// try claims the key once, and does the work if it got it.
+func (o *leasedOperation[T]) try(ctx context.Context, p *pass) (*Outcome, error) {
+	o.begin.ClaimID = NewClaimID()
+	outcome, err := o.claim(ctx)
+	if err != nil || outcome.State != New {
+		return outcome, err
+	}
+	p.running()
+	record, err := o.work(ctx, outcome.Claim)
+	if err != nil {
+		return nil, err
+	}
+	return &Outcome{State: Completed, Record: record, Executed: true}, nil
+}
+
+// claim asks again where a reply was lost: under the same claim id that is the same
+// claim, which nobody would hold otherwise until its lease ends.
+func (o *leasedOperation[T]) claim(ctx context.Context) (*Outcome, error) {
+	end := time.Now().Add(settleTimeout)
+	for pause := firstPoll; ; pause = min(2*pause, longestPoll) {
+		outcome, err := o.client.store.Begin(ctx, &o.begin)
+		if err == nil || settled(err) || time.Now().After(end) {
+			return outcome, err
+		}
+		timer := time.NewTimer(jitter(pause))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, err
+		}
+	}
+}
+
+// settled reports whether asking again cannot help, or need not.
+func settled(err error) bool {
+	for _, known := range []error{
+		ErrInvalidParams, ErrFingerprintMismatch, ErrNeedsAttention, ErrStepChanged, ErrNested, ErrUnfinished, ErrReadOnly,
+		ErrUnavailable, context.Canceled, context.DeadlineExceeded,
+	} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return false
+}
+
+// work runs fn under the claim, and completes or lets go of the key.
+func (o *leasedOperation[T]) work(ctx context.Context, claim *Claim) (*Record, error) {
+	inside, cancel := context.WithCancelCause(ctx)
+	lease := newLease(o.client, claim, cancel)
+	renewed := make(chan struct{})
+	go func() {
+		defer close(renewed)
+		lease.renew(inside, o.begin.Lease)
+	}()
+	hold := time.AfterFunc(o.client.settings.MaxHold, func() { cancel(lease.keyError(ErrHoldExceeded)) })
+	kept := false
+	// Also on panic and runtime.Goexit, which pass through unchanged.
+	defer func() {
+		hold.Stop()
+		cancel(nil)
+		<-renewed
+		if !kept {
+			lease.letGo(ctx)
+		}
+	}()
+
+	answer, err := o.answer(inside, lease)
+	if err == nil {
+		err = lease.missing()
+	}
+	if err != nil {
+		return nil, ended(inside, ctx, err)
+	}
+	record, err := lease.complete(ctx, answer.Response)
+	// A completion that may have been recorded must not be let go of; one that was
+	// refused must, or the key would be held until the lease ends.
+	kept = err == nil || !errors.Is(err, ErrInvalidParams)
+	return record, err
+}
+
+// ended adds why fn's context has ended, where it was not the caller who did it.
+func ended(inside, ctx context.Context, err error) error {
+	if cause := context.Cause(inside); cause != nil && ctx.Err() == nil && !errors.Is(err, cause) {
+		return fmt.Errorf("%w: %w", cause, err)
+	}
+	return err
+}
+
+// answer calls fn and encodes what it returns.
+func (o *leasedOperation[T]) answer(ctx context.Context, lease *Lease) (answer Answer, err error) {
+	settings := o.client.settings
+	ctx, done := settings.hold(ctx, o.begin.Key)
+	defer done()
+	o.running = true
+	value, err := o.fn(ctx, lease)
+	o.running = false
+	if err != nil {
+		answer, err = settings.finalAnswer(o.begin.Key, err)
+	} else {
+		answer.Response, err = o.codec.encode(value)
+	}
+	if err == nil {
+		err = answer.Response.Validate()
+	}
+	if err == nil {
+		err = answer.Response.validateSize(settings.MaxResponseSize)
+	}
+	if err != nil {
+		return Answer{}, err
+	}
+	// What cannot be read back must not be recorded: every replay would fail.
+	o.given, o.givenErr = resultOf(settings, o.codec, &Record{Key: o.begin.Key, Response: answer.Response}, false)
+	if o.givenErr != nil && !isFinal(o.givenErr) {
+		return Answer{}, o.givenErr
+	}
+	return answer, nil
+}

@@ -1,0 +1,180 @@
+package idempotency
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+const (
+	maxSteps = 100
+	// settleTimeout bounds what is done for a key after its function has returned:
+	// to complete it, to let go of it, and to ask again for a claim whose reply was
+	// lost. A request that does not answer costs a part of it.
+	settleTimeout = 10 * time.Second
+	settleAttempt = settleTimeout / 4
+)
+
+// Lease is a hold on a key for as long as the function of DoLeased is at work. It
+// is renewed in the background. A Lease is safe for concurrent use.
+type Lease struct {
+	client *LeaseClient
+	// first is the claim as it was made.
+	first *Claim
+	// cancel ends the context of the function, with the reason.
+	cancel context.CancelCauseFunc
+
+	mu       sync.Mutex
+	deadline time.Time
+	// asked are the steps that this attempt has asked for.
+	asked map[string]bool
+	// acted says that the function of a step was called.
+	acted bool
+	// recorded counts the steps of the record, and their bytes.
+	recorded, size int
+}
+
+// Key is the key as the store has it: see Config.KeySecret.
+func (l *Lease) Key() Key { return l.first.Key }
+
+// Attempt is 1, and one more for each lease of this key that has ended before an
+// answer.
+func (l *Lease) Attempt() int { return l.first.Attempt }
+
+// Deadline is when the lease ends on this process's monotonic clock, unless it is
+// renewed until then. No step starts after it.
+func (l *Lease) Deadline() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.deadline
+}
+
+// StepKey returns an idempotency key for what a step asks of somebody else: 43
+// letters, digits, - and _, from scope, key and step, the same on every attempt
+// and in every process. A provider that keeps it does nothing twice, also where a
+// holder was paused between its last look at the lease and its request.
+func (l *Lease) StepKey(step string) string {
+	sum := sha256.Sum256(appendParts([]byte("samecommit step 1"), l.first.Key.Scope, l.first.Key.ID, step))
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+func newLease(client *LeaseClient, claim *Claim, cancel context.CancelCauseFunc) *Lease {
+	l := &Lease{client: client, first: claim, cancel: cancel, deadline: claim.Deadline, asked: make(map[string]bool), recorded: len(claim.Steps)}
+	for _, step := range claim.Steps {
+		l.size += len(step.Response.Body)
+	}
+	return l
+}
+
+// renew moves the end of the lease until ctx, the function's, has ended. A lease
+// that cannot be renewed in time ends it, and so does a claim that is lost.
+func (l *Lease) renew(ctx context.Context, length time.Duration) {
+	claim, pause := l.first, length/3
+	for {
+		timer := time.NewTimer(min(pause, time.Until(claim.Deadline)))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		if !time.Now().Before(claim.Deadline) {
+			l.cancel(l.keyError(ErrLeaseEnded))
+			return
+		}
+		// Not beyond the deadline: a request that hangs must not keep the function
+		// from hearing of it.
+		request, cancel := context.WithDeadline(ctx, claim.Deadline)
+		extended, err := l.client.store.Extend(request, claim, length)
+		cancel()
+		switch {
+		case err == nil:
+			claim, pause = extended, length/3
+			l.mu.Lock()
+			l.deadline = claim.Deadline
+			l.mu.Unlock()
+		case errors.Is(err, ErrClaimLost):
+			l.cancel(err)
+			return
+		default:
+			pause = length / 10
+		}
+	}
+}
+
+func (l *Lease) keyError(err error) error { return &KeyError{Key: l.first.Key, Err: err} }
+
+// missing returns an error if a step is recorded that this attempt has not asked
+// for.
+func (l *Lease) missing() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, step := range l.first.Steps {
+		if !l.asked[step.Name] {
+			return l.keyError(fmt.Errorf("%w: step %q is recorded, and this attempt has not asked for it", ErrStepChanged, step.Name))
+		}
+	}
+	return nil
+}
+
+// letGo gives the key up after a failure. It is deleted only where nothing can
+// have been done under it: somebody who was told that nobody has begun would else
+// do it again.
+func (l *Lease) letGo(ctx context.Context) {
+	l.mu.Lock()
+	acted := l.acted || l.first.Resumed
+	l.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleAttempt)
+	defer cancel()
+	// Where it fails, the lease ends by itself.
+	if acted {
+		_ = l.client.store.Suspend(ctx, l.first)
+	} else {
+		_ = l.client.store.Release(ctx, l.first)
+	}
+}
+
+// complete records the response, however late: only the claim id decides. A reply
+// that was lost is looked for.
+func (l *Lease) complete(ctx context.Context, response *Response) (*Record, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+	defer cancel()
+	for pause := firstPoll; ; pause = min(2*pause, longestPoll) {
+		record, err := attempt(ctx, func(ctx context.Context) (*Record, error) {
+			return l.client.store.Complete(ctx, l.first, response)
+		})
+		if err == nil {
+			return record, nil
+		}
+		if errors.Is(err, ErrInvalidParams) {
+			return nil, err
+		}
+		found, getErr := attempt(ctx, func(ctx context.Context) (*Record, error) {
+			return l.client.store.Get(ctx, l.first.Key)
+		})
+		switch {
+		case getErr == nil && found.ClaimID == l.first.ID && found.State == Completed:
+			return found, nil
+		case getErr == nil && found.ClaimID != l.first.ID, errors.Is(getErr, ErrNotFound):
+			return nil, l.keyError(ErrClaimLost)
+		}
+		timer := time.NewTimer(jitter(pause))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, l.keyError(fmt.Errorf("%w: the completion of leased work: %w", ErrOutcomeUnknown, err))
+		}
+	}
+}
+
+// attempt bounds one request of several.
+func attempt[T any](ctx context.Context, request func(ctx context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, settleAttempt)
+	defer cancel()
+	return request(ctx)
+}

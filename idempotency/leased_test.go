@@ -1,0 +1,452 @@
+package idempotency_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/memstore"
+)
+
+// leasedStore is a store in memory whose requests can be made to fail.
+type leasedStore struct {
+	*memstore.Store[*memstore.Tx]
+	// before and after are asked around each verb: an error of before is instead of
+	// the request, one of after instead of its reply.
+	before, after func(verb string) error
+	calls         atomic.Int32
+}
+
+func newLeasedStore() *leasedStore {
+	none := func(string) error { return nil }
+	return &leasedStore{Store: memstore.New[*memstore.Tx](nil), before: none, after: none}
+}
+
+func leasedRequest[T any](s *leasedStore, verb string, request func() (T, error)) (T, error) {
+	s.calls.Add(1)
+	var none T
+	if err := s.before(verb); err != nil {
+		return none, err
+	}
+	value, err := request()
+	if lost := s.after(verb); lost != nil {
+		return none, lost
+	}
+	return value, err
+}
+
+func (s *leasedStore) Begin(ctx context.Context, params *idempotency.BeginParams) (*idempotency.Outcome, error) {
+	return leasedRequest(s, "Begin", func() (*idempotency.Outcome, error) { return s.Store.Begin(ctx, params) })
+}
+
+func (s *leasedStore) Complete(ctx context.Context, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
+	return leasedRequest(s, "Complete", func() (*idempotency.Record, error) { return s.Store.Complete(ctx, claim, response) })
+}
+
+func (s *leasedStore) Extend(ctx context.Context, claim *idempotency.Claim, lease time.Duration) (*idempotency.Claim, error) {
+	return leasedRequest(s, "Extend", func() (*idempotency.Claim, error) { return s.Store.Extend(ctx, claim, lease) })
+}
+
+func (s *leasedStore) AddStep(ctx context.Context, claim *idempotency.Claim, step *idempotency.StepRecord) error {
+	_, err := leasedRequest(s, "AddStep", func() (bool, error) { return true, s.Store.AddStep(ctx, claim, step) })
+	return err
+}
+
+var errDown = errors.New("test: the store is down")
+
+func leaseClient(t *testing.T, store idempotency.Store, config *idempotency.Config) *idempotency.LeaseClient {
+	t.Helper()
+	client, err := idempotency.NewLeaseClient(store, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+// charge is a step that counts how often it has run.
+func charge(ctx context.Context, lease *idempotency.Lease, runs *int) (string, error) {
+	return idempotency.Step(ctx, lease, "charge", idempotency.FingerprintOf("500"), func(_ context.Context, call idempotency.StepCall) (string, error) {
+		*runs++
+		return "receipt for " + call.Key[:4], nil
+	})
+}
+
+func TestDoLeasedRunsOnce(t *testing.T) {
+	t.Parallel()
+	client := leaseClient(t, newLeasedStore(), nil)
+	runs, charges := 0, 0
+	var answers []idempotency.Result[string]
+	for range 2 {
+		result, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+			runs++
+			return charge(ctx, lease, &charges)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers = append(answers, result)
+	}
+	if runs != 1 || charges != 1 || answers[0].Replayed || !answers[1].Replayed || answers[0].Value != answers[1].Value || answers[0].Value == "" {
+		t.Errorf("%d runs, %d charges, answers %+v; want one run and its replay", runs, charges, answers)
+	}
+	record, err := client.Get(t.Context(), testParams("k").Key)
+	if err != nil || len(record.Steps) != 0 || record.State != idempotency.Completed {
+		t.Errorf("%+v, %v; want the answer without steps", record, err)
+	}
+}
+
+// A failure after a step leaves the work to the next call, which does not repeat it
+// and is the same attempt.
+func TestDoLeasedContinues(t *testing.T) {
+	t.Parallel()
+	client := leaseClient(t, newLeasedStore(), nil)
+	errDeclined := errors.New("declined")
+	for name, fail := range map[string]func(){
+		"error":  func() {},
+		"panic":  func() { panic("on purpose") },
+		"Goexit": func() { <-t.Context().Done() },
+	} {
+		if name == "Goexit" {
+			continue
+		}
+		charges, attempts, resumed := 0, []int{}, []bool{}
+		call := func(last bool) (result idempotency.Result[string], err error) {
+			defer func() {
+				if recovered := recover(); recovered != nil {
+					err = errDeclined
+				}
+			}()
+			return idempotency.DoLeased(t.Context(), client, testParams(name), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+				attempts = append(attempts, lease.Attempt())
+				receipt, err := charge(ctx, lease, &charges)
+				if err != nil {
+					return "", err
+				}
+				if !last {
+					fail()
+					return "", errDeclined
+				}
+				return idempotency.Step(ctx, lease, "book", idempotency.NoFingerprint, func(_ context.Context, call idempotency.StepCall) (string, error) {
+					resumed = append(resumed, call.MayHaveRun)
+					return receipt, nil
+				})
+			})
+		}
+		if _, err := call(false); !errors.Is(err, errDeclined) {
+			t.Fatalf("%s: %v, want the function's own error", name, err)
+		}
+		record, err := client.Get(t.Context(), testParams(name).Key)
+		if err != nil || !record.Suspended() || len(record.Steps) != 1 {
+			t.Fatalf("%s: %+v, %v; want a suspended record with a step", name, record, err)
+		}
+		result, err := call(true)
+		if err != nil || !strings.HasPrefix(result.Value, "receipt for ") || charges != 1 || len(attempts) != 2 || attempts[1] != 1 || !resumed[0] {
+			t.Errorf("%s: %+v, %v, %d charges, attempts %v, resumed %v; want the first charge's receipt, in the same attempt", name, result, err, charges, attempts, resumed)
+		}
+	}
+}
+
+// A failure before any step leaves nothing, and the key is new again.
+func TestDoLeasedReleasesWhatHasDoneNothing(t *testing.T) {
+	t.Parallel()
+	client := leaseClient(t, newLeasedStore(), nil)
+	errEarly := errors.New("early")
+	_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(context.Context, *idempotency.Lease) (string, error) { return "", errEarly })
+	if !errors.Is(err, errEarly) {
+		t.Fatal(err)
+	}
+	if _, err := client.Get(t.Context(), testParams("k").Key); !errors.Is(err, idempotency.ErrNotFound) {
+		t.Errorf("%v, want ErrNotFound", err)
+	}
+}
+
+func TestLeaseIsRenewed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := newLeasedStore()
+		down := errDown
+		store.before = func(verb string) error {
+			if verb == "Extend" {
+				return down
+			}
+			return nil
+		}
+		client := leaseClient(t, store, nil)
+		// Down for less than the lease: renewal gets over it.
+		time.AfterFunc(25*time.Second, func() { down = nil })
+		_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, _ *idempotency.Lease) (string, error) {
+			select {
+			case <-ctx.Done():
+				return "", context.Cause(ctx)
+			case <-time.After(10 * time.Minute):
+				return "done", nil
+			}
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Where the store stays down, the function hears of it at the deadline exactly. What
+// it returns is recorded all the same: late is not lost.
+func TestLeaseThatCannotBeRenewed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := newLeasedStore()
+		store.before = func(verb string) error {
+			if verb == "Extend" {
+				return errDown
+			}
+			return nil
+		}
+		client := leaseClient(t, store, nil)
+		start := time.Now()
+		result, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+			<-ctx.Done()
+			if cause := context.Cause(ctx); !errors.Is(cause, idempotency.ErrLeaseEnded) || time.Since(start) != idempotency.DefaultLease {
+				t.Errorf("ended with %v after %s, want ErrLeaseEnded after %s", cause, time.Since(start), idempotency.DefaultLease)
+			}
+			runs := 0
+			if _, err := charge(context.WithoutCancel(ctx), lease, &runs); !errors.Is(err, idempotency.ErrLeaseEnded) || runs != 0 {
+				t.Errorf("a step after the deadline: %v, %d runs; want ErrLeaseEnded and none", err, runs)
+			}
+			return "late", nil
+		})
+		if err != nil || result.Value != "late" {
+			t.Errorf("%+v, %v; want the late answer", result, err)
+		}
+	})
+}
+
+func TestLeaseThatIsTakenOver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := newLeasedStore()
+		client := leaseClient(t, store, nil)
+		_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+			runs := 0
+			if _, err := charge(ctx, lease, &runs); err != nil {
+				return "", err
+			}
+			record, err := store.Get(ctx, lease.Key())
+			if err != nil {
+				return "", err
+			}
+			// An operator gives the key to somebody else.
+			if err := store.Suspend(ctx, &idempotency.Claim{Key: lease.Key(), ID: record.ClaimID}); err != nil {
+				return "", err
+			}
+			outcome, err := store.Store.Begin(ctx, &idempotency.BeginParams{Key: lease.Key(), Fingerprint: testParams("k").Fingerprint, TTL: time.Hour, Lease: time.Hour})
+			if err != nil || outcome.State != idempotency.New {
+				return "", errors.Join(err, errors.New("no takeover"))
+			}
+			<-ctx.Done()
+			if cause := context.Cause(ctx); !errors.Is(cause, idempotency.ErrClaimLost) {
+				t.Errorf("ended with %v, want ErrClaimLost", cause)
+			}
+			_, err = idempotency.Step(context.WithoutCancel(ctx), lease, "zombie", idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (string, error) { return "", nil })
+			if !errors.Is(err, idempotency.ErrClaimLost) {
+				t.Errorf("a step of a lost claim: %v, want ErrClaimLost", err)
+			}
+			return "of a zombie", nil
+		})
+		if !errors.Is(err, idempotency.ErrClaimLost) {
+			t.Errorf("got %v, want ErrClaimLost", err)
+		}
+	})
+}
+
+func TestMaxHold(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		client := leaseClient(t, newLeasedStore(), &idempotency.Config{MaxHold: time.Hour})
+		start := time.Now()
+		_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, _ *idempotency.Lease) (string, error) {
+			<-ctx.Done()
+			return "", ctx.Err()
+		})
+		if !errors.Is(err, idempotency.ErrHoldExceeded) || time.Since(start) != time.Hour {
+			t.Errorf("%v after %s, want ErrHoldExceeded after an hour", err, time.Since(start))
+		}
+	})
+}
+
+func TestRepliesOfLeasedWorkAreLost(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"Begin", "AddStep", "Complete", "Extend"} {
+		t.Run(verb, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				store := newLeasedStore()
+				lost := 0
+				store.after = func(of string) error {
+					if of == verb && lost < 2 {
+						lost++
+						return errDown
+					}
+					return nil
+				}
+				client := leaseClient(t, store, nil)
+				charges := 0
+				result, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+					time.Sleep(time.Minute) // of synctest
+					return charge(ctx, lease, &charges)
+				})
+				if err != nil || charges != 1 || result.Replayed || result.Record.Attempt != 1 || lost != 2 && verb != "Complete" {
+					t.Errorf("%+v, %v, %d charges after %d lost replies", result, err, charges, lost)
+				}
+			})
+		})
+	}
+	t.Run("of a completion, for good", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			store := newLeasedStore()
+			store.before = func(verb string) error {
+				if verb == "Complete" {
+					return errDown
+				}
+				return nil
+			}
+			client := leaseClient(t, store, nil)
+			_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(context.Context, *idempotency.Lease) (string, error) { return "x", nil })
+			if !errors.Is(err, idempotency.ErrOutcomeUnknown) {
+				t.Errorf("got %v, want ErrOutcomeUnknown", err)
+			}
+		})
+	})
+}
+
+func TestChangedSteps(t *testing.T) {
+	t.Parallel()
+	errStop := errors.New("stop")
+	step := func(ctx context.Context, lease *idempotency.Lease, name, arguments string) error {
+		_, err := idempotency.Step(ctx, lease, name, idempotency.FingerprintOf(arguments), func(context.Context, idempotency.StepCall) (string, error) { return name, nil })
+		return err
+	}
+	var typeErr *idempotency.ResultTypeError
+	for name, test := range map[string]struct {
+		second func(ctx context.Context, lease *idempotency.Lease) error
+		want   func(err error) bool
+	}{
+		"other arguments": {
+			func(ctx context.Context, lease *idempotency.Lease) error { return step(ctx, lease, "charge", "600") },
+			func(err error) bool { return errors.Is(err, idempotency.ErrStepChanged) },
+		},
+		"asked for twice": {
+			func(ctx context.Context, lease *idempotency.Lease) error {
+				return errors.Join(step(ctx, lease, "charge", "500"), step(ctx, lease, "charge", "500"))
+			},
+			func(err error) bool { return errors.Is(err, idempotency.ErrStepChanged) },
+		},
+		"not asked for": {
+			func(ctx context.Context, lease *idempotency.Lease) error { return step(ctx, lease, "mail", "500") },
+			func(err error) bool { return errors.Is(err, idempotency.ErrStepChanged) },
+		},
+		"of another type": {
+			func(ctx context.Context, lease *idempotency.Lease) error {
+				_, err := idempotency.Step(ctx, lease, "charge", idempotency.FingerprintOf("500"), func(context.Context, idempotency.StepCall) (int, error) { return 1, nil })
+				return err
+			},
+			func(err error) bool { return errors.As(err, &typeErr) },
+		},
+	} {
+		client := leaseClient(t, newLeasedStore(), nil)
+		call := func(fn func(ctx context.Context, lease *idempotency.Lease) error) error {
+			_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) { return "done", fn(ctx, lease) })
+			return err
+		}
+		if err := call(func(ctx context.Context, lease *idempotency.Lease) error {
+			return errors.Join(step(ctx, lease, "charge", "500"), errStop)
+		}); !errors.Is(err, errStop) {
+			t.Fatal(err)
+		}
+		if err := call(test.second); !test.want(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if record, err := client.Get(t.Context(), testParams("k").Key); err != nil || record.State != idempotency.InProgress {
+			t.Errorf("%s: %+v, %v; want nothing to be recorded", name, record, err)
+		}
+		if err := call(func(ctx context.Context, lease *idempotency.Lease) error {
+			return step(ctx, lease, "charge", "500")
+		}); name != "not asked for" && err != nil {
+			t.Errorf("%s: the right program afterwards: %v", name, err)
+		}
+	}
+}
+
+func TestAttemptsOfLeasedWorkAreBounded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := newLeasedStore()
+		client := leaseClient(t, store, &idempotency.Config{MaxAttempts: 2})
+		// Processes that die.
+		for range 2 {
+			if outcome, err := store.Store.Begin(t.Context(), &idempotency.BeginParams{
+				Key: testParams("k").Key, Fingerprint: testParams("k").Fingerprint, TTL: time.Hour, Lease: time.Second,
+			}); err != nil || outcome.State != idempotency.New {
+				t.Fatal(outcome, err)
+			}
+			time.Sleep(time.Second)
+		}
+		_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(context.Context, *idempotency.Lease) (string, error) {
+			t.Error("it ran")
+			return "", nil
+		})
+		if !errors.Is(err, idempotency.ErrNeedsAttention) {
+			t.Errorf("got %v, want ErrNeedsAttention", err)
+		}
+	})
+}
+
+func TestLeaseIsForDoLeasedAlone(t *testing.T) {
+	t.Parallel()
+	client, err := idempotency.NewClient(memstore.New[*memstore.Tx](nil), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	params := testParams("k")
+	params.Lease = time.Minute
+	_, err = idempotency.Do(t.Context(), client, params, func(context.Context, *memstore.Tx) (string, error) { return "", nil })
+	if !errors.Is(err, idempotency.ErrInvalidParams) {
+		t.Errorf("Do: %v, want ErrInvalidParams", err)
+	}
+	for _, lease := range []time.Duration{-1, time.Millisecond, 2 * time.Hour} {
+		params.Lease = lease
+		_, err = idempotency.DoLeased(t.Context(), client.Leases(), params, func(context.Context, *idempotency.Lease) (string, error) { return "", nil })
+		if !errors.Is(err, idempotency.ErrInvalidParams) {
+			t.Errorf("DoLeased with %s: %v, want ErrInvalidParams", lease, err)
+		}
+	}
+}
+
+func TestStepKey(t *testing.T) {
+	t.Parallel()
+	client := leaseClient(t, newLeasedStore(), nil)
+	seen := make(map[string]bool)
+	for _, id := range []string{"a", "b", "a"} {
+		params := testParams(id)
+		params.Key.Scope += id
+		_, err := idempotency.DoLeased(t.Context(), client, params, func(_ context.Context, lease *idempotency.Lease) (string, error) {
+			for _, step := range []string{"charge", "mail"} {
+				seen[lease.StepKey(step)] = true
+				if len(lease.StepKey(step)) != 43 {
+					t.Errorf("%q, want 43 characters", lease.StepKey(step))
+				}
+			}
+			return "", errors.New("again")
+		})
+		if err == nil {
+			t.Fatal("want the function's own error")
+		}
+	}
+	if len(seen) != 4 {
+		t.Errorf("%d keys for 2 steps of 2 keys; want 4, the same each time", len(seen))
+	}
+}
