@@ -1233,4 +1233,52 @@ var table = []mutant{
 		test:  "TestStepBesideATakeover/Begin under a lease beside a step",
 		pkg:   "idempotency/pgxstore",
 	},
+	{
+		name: "a failure deletes what has done something", breaks: once,
+		edits: []edit{{"idempotency/lease.go", "\tif acted {\n", "\tif acted && false {\n"}},
+		test:  "TestDoLeasedContinues", pkg: "idempotency",
+	},
+	{
+		name: "only a later attempt may have run", breaks: honest,
+		edits: []edit{{"idempotency/step.go", "MayHaveRun: lease.first.Resumed", "MayHaveRun: lease.first.Attempt > 1"}},
+		test:  "TestDoLeasedContinues", pkg: "idempotency",
+	},
+	{
+		name: "a step that nobody asks for is passed over", breaks: honest,
+		edits: []edit{{"idempotency/doleased.go", "\t\terr = lease.missing()\n", ""}},
+		test:  "TestChangedSteps", pkg: "idempotency",
+	},
+	{
+		name: "renewal gives up at the first error", breaks: unstuck,
+		edits: []edit{{"idempotency/lease.go", "pause = length / 10", "pause = length"}},
+		test:  "TestLeaseIsRenewed", pkg: "idempotency",
+	},
+	{
+		name: "late is lost", breaks: unstuck,
+		edits: []edit{{"idempotency/doleased.go", "\tif err == nil {\n\t\terr = lease.missing()", "\tif err == nil {\n\t\terr = context.Cause(inside)\n\t}\n\tif err == nil {\n\t\terr = lease.missing()"}},
+		test:  "TestLeaseThatCannotBeRenewed", pkg: "idempotency",
+	},
+	{
+		name: "a lost reply to a completion is an unknown outcome", breaks: honest,
+		edits: []edit{{"idempotency/lease.go", "case getErr == nil && found.ClaimID == l.first.ID && found.State == Completed:", "case getErr == nil && found.ClaimID == l.first.ID && found.State == New:"}},
+		test:  "TestRepliesOfLeasedWorkAreLost/Complete", pkg: "idempotency",
+	},
+	{
+		name: "a lost reply to a claim is asked for under another id", breaks: unstuck,
+		edits: []edit{
+			{"idempotency/doleased.go", "\to.begin.ClaimID = NewClaimID()\n", ""},
+			{"idempotency/doleased.go", "\t\toutcome, err := o.client.store.Begin(ctx, &o.begin)", "\t\to.begin.ClaimID = NewClaimID()\n\t\toutcome, err := o.client.store.Begin(ctx, &o.begin)"},
+		},
+		test: "TestRepliesOfLeasedWorkAreLost/Begin", pkg: "idempotency",
+	},
+	{
+		name: "a step starts after the lease's end", breaks: once,
+		edits: []edit{{"idempotency/step.go", "case !time.Now().Before(l.deadline):", "case time.Now().IsZero():"}},
+		test:  "TestLeaseThatCannotBeRenewed", pkg: "idempotency",
+	},
+	{
+		name: "work that hangs is renewed for ever", breaks: unstuck,
+		edits: []edit{{"idempotency/doleased.go", "cancel(lease.keyError(ErrHoldExceeded))", "_ = lease.keyError(ErrHoldExceeded)"}},
+		test:  "TestMaxHold", pkg: "idempotency",
+	},
 }
