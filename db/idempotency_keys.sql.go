@@ -531,7 +531,7 @@ SET
 WHERE scope = $2::text
     AND id = $3::text
     AND claim_id = $4::uuid
-    AND locked_until IS NOT NULL
+    AND locked_until <> updated_at
 RETURNING locked_until::timestamptz AS locked_until
 `
 
@@ -542,6 +542,7 @@ type KeyExtendParams struct {
 	ClaimID pgtype.UUID
 }
 
+// Not a lease that was suspended: an extension that comes late must not undo that.
 func (q *Queries) KeyExtend(ctx context.Context, db DBTX, arg *KeyExtendParams) (pgtype.Timestamptz, error) {
 	row := db.QueryRow(ctx, keyExtend,
 		arg.Lease,

@@ -250,6 +250,16 @@ func (r *Record) NextAttempt(id ClaimID) int {
 	}
 }
 
+// NextFingerprint is that of a claim that replaces the record. Leased work that goes
+// on stays that of its request: a caller who compares nothing must not make it
+// anybody's.
+func (r *Record) NextFingerprint(params *BeginParams) Fingerprint {
+	if r != nil && r.State == InProgress && params.Lease > 0 && params.Fingerprint == NoFingerprint {
+		return r.Fingerprint
+	}
+	return params.Fingerprint
+}
+
 // isOf reports whether the record is the claim's with this id, which is not zero.
 func (r *Record) isOf(id ClaimID) bool { return id != ClaimID{} && r.ClaimID == id }
 

@@ -40,7 +40,8 @@ type Verbs interface {
 type Store interface {
 	Verbs
 	// Extend lets the lease end the given duration from now and returns the
-	// claim with its new deadline. ErrClaimLost as for Complete.
+	// claim with its new deadline. ErrClaimLost as for Complete, and for a claim that
+	// was suspended: an extension that is late must not undo that.
 	Extend(ctx context.Context, claim *Claim, lease time.Duration) (*Claim, error)
 	// Release frees the key without an answer, and drops its steps. ErrClaimLost as
 	// for Complete.

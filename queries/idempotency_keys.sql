@@ -265,6 +265,7 @@ FROM completed;
 SELECT 1 / 0;
 
 -- name: KeyExtend :one
+-- Not a lease that was suspended: an extension that comes late must not undo that.
 UPDATE idempotency_keys
 SET
     updated_at = statement_timestamp(),
@@ -272,7 +273,7 @@ SET
 WHERE scope = @scope::text
     AND id = @id::text
     AND claim_id = @claim_id::uuid
-    AND locked_until IS NOT NULL
+    AND locked_until <> updated_at
 RETURNING locked_until::timestamptz AS locked_until;
 
 -- name: KeyAddStep :execrows

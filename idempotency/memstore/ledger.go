@@ -59,7 +59,7 @@ func (l *ledger) begin(w *work, params *idempotency.BeginParams) (*idempotency.O
 
 	claimed := &idempotency.Record{
 		Key: key, State: idempotency.InProgress, ClaimID: params.ClaimID, Attempt: record.NextAttempt(params.ClaimID),
-		Fingerprint: params.Fingerprint, CreatedAt: now, UpdatedAt: now,
+		Fingerprint: record.NextFingerprint(params), CreatedAt: now, UpdatedAt: now,
 	}
 	if claimed.ClaimID == (idempotency.ClaimID{}) {
 		claimed.ClaimID = idempotency.NewClaimID()

@@ -84,6 +84,9 @@ func (s *Store[TTx]) Extend(_ context.Context, claim *idempotency.Claim, lease t
 	s.ledger.mu.Lock()
 	defer s.ledger.mu.Unlock()
 	record, err := s.ledger.held(nil, claim)
+	if err == nil && record.Suspended() {
+		err = &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -78,6 +78,14 @@ func (r *row) nextAttempt(id idempotency.ClaimID) int32 {
 	return int32(record.NextAttempt(id)) //nolint:gosec // It was an int32, and one more.
 }
 
+// nextFingerprint is idempotency.Record.NextFingerprint.
+func (r *row) nextFingerprint(params *idempotency.BeginParams) []byte {
+	if !r.completed() && params.Lease > 0 && params.Fingerprint == idempotency.NoFingerprint {
+		return r.Fingerprint
+	}
+	return params.Fingerprint.Bytes()
+}
+
 func (r *row) record() (*idempotency.Record, error) {
 	fingerprint, err := idempotency.ParseFingerprint(r.Fingerprint)
 	if err != nil {

@@ -164,7 +164,7 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 
 		again, err := s.queries.KeyReclaim(ctx, q, &db.KeyReclaimParams{
 			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: uuid(claim.ID), Attempt: seen.nextAttempt(claim.ID),
-			Fingerprint: params.Fingerprint.Bytes(), Lease: lease, LockID: lockID(params.Key),
+			Fingerprint: seen.nextFingerprint(params), Lease: lease, LockID: lockID(params.Key),
 			SeenClaimID: seen.ClaimID, SeenExpiresAt: seen.ExpiresAt, SeenLockedUntil: seen.LockedUntil,
 		})
 		if err == nil {

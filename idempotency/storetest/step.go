@@ -24,6 +24,8 @@ var stepCases = []testCase[*suite]{
 	{"bad steps are refused by name", (*suite).badSteps},
 	{"a suspended key is taken over at once, as the same attempt", (*suite).suspend},
 	{"a step of a suspended key leaves it suspended", (*suite).stepOfSuspended},
+	{"a late extension does not undo a suspension", (*suite).lateExtension},
+	{"who compares nothing leaves leased work its request", (*suite).keepsFingerprint},
 	{"attempts are bounded", (*suite).maxAttempts},
 }
 
@@ -339,6 +341,37 @@ func (t *suite) stepOfSuspended() {
 		t.Fatalf("attempt %d; want 1", second.Attempt)
 	}
 	t.checkSteps(second.Steps, step("one", "1"))
+}
+
+func (t *suite) lateExtension() {
+	claim := t.claim("a")
+	if err := t.store.Suspend(t.Context(), claim); err != nil {
+		t.Fatalf("Suspend: %v", err)
+	}
+	_, err := t.store.Extend(t.Context(), claim, longLease)
+	t.wantErr("Extend", err, idempotency.ErrClaimLost)
+	if again := t.begin(t.store, t.params("a"), idempotency.New).Claim; again.Attempt != 1 {
+		t.Fatalf("attempt %d; want 1", again.Attempt)
+	}
+}
+
+func (t *suite) keepsFingerprint() {
+	anybody := t.params("a")
+	anybody.Fingerprint = idempotency.NoFingerprint
+	for range 2 {
+		claim := t.begin(t.store, t.params("a"), idempotency.New).Claim
+		if err := t.store.Suspend(t.Context(), claim); err != nil {
+			t.Fatalf("Suspend: %v", err)
+		}
+		claim = t.begin(t.store, anybody, idempotency.New).Claim
+		if err := t.store.Suspend(t.Context(), claim); err != nil {
+			t.Fatalf("Suspend: %v", err)
+		}
+		other := t.params("a")
+		other.Fingerprint = idempotency.FingerprintOf("another request")
+		_, err := t.store.Begin(t.Context(), other)
+		t.wantErr("Begin", err, idempotency.ErrFingerprintMismatch)
+	}
 }
 
 func (t *suite) maxAttempts() {

@@ -254,8 +254,12 @@ func (m *machine[TTx]) claimed(t *rapid.T, tx *openTx[TTx], params *idempotency.
 		t.Fatalf("claim %+v; want attempt %d for %+v", claim, attempt, params)
 	}
 	m.claims = append(m.claims, claim)
+	asked := params.Fingerprint
+	if resumed && asked == idempotency.NoFingerprint && params.Lease > 0 {
+		asked = seen.fingerprint
+	}
 	m.put(tx, params.Key, entry{
-		state: idempotency.InProgress, claim: claim.ID, attempt: attempt, fingerprint: params.Fingerprint,
+		state: idempotency.InProgress, claim: claim.ID, attempt: attempt, fingerprint: asked,
 		leased: params.Lease > 0, until: m.now + params.Lease, steps: steps,
 	})
 }
@@ -304,11 +308,17 @@ func (m *machine[TTx]) judge(t *rapid.T, tx *openTx[TTx], claim *idempotency.Cla
 func (m *machine[TTx]) extend(t *rapid.T) {
 	claim, lease := m.claim(t, nil), hours(t, "lease")
 	extended, err := m.h.Store.Extend(t.Context(), claim, lease)
+	if seen, ok := m.holds(nil, claim); ok && seen.suspended {
+		if !errors.Is(err, idempotency.ErrClaimLost) {
+			t.Fatalf("%v; want ErrClaimLost of a suspended claim", err)
+		}
+		return
+	}
 	if seen, ok := m.judge(t, nil, claim, err); ok {
 		if extended.ID != claim.ID || extended.Attempt != claim.Attempt || extended.Deadline.After(extended.LockedUntil.Add(time.Hour)) {
 			t.Fatalf("%+v was extended to %+v", claim, extended)
 		}
-		seen.until, seen.suspended = m.now+lease, false
+		seen.until = m.now + lease
 		m.put(nil, claim.Key, seen)
 	}
 }
