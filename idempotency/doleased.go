@@ -66,8 +66,10 @@ func DoLeased[T any](ctx context.Context, client *LeaseClient, params Params, fn
 type leasedOperation[T any] struct {
 	client *LeaseClient
 	begin  BeginParams
-	codec  resultCodec[T]
-	fn     func(ctx context.Context, lease *Lease) (T, error)
+	// asked says that a claim of this call may have been made without our knowing.
+	asked bool
+	codec resultCodec[T]
+	fn    func(ctx context.Context, lease *Lease) (T, error)
 	// running says that fn has not returned.
 	running bool
 	// given is fn's result as it was read back, and givenErr its final error.
@@ -86,6 +88,8 @@ func newLeasedOperation[T any](client *LeaseClient, params *Params, fn func(cont
 	if err := client.settings.fillLeaseParams(&op.begin, params); err != nil {
 		return nil, err
 	}
+	// One for all tries of this call: a claim whose reply was lost is found again.
+	op.begin.ClaimID = NewClaimID()
 	var err error
 	op.codec, err = newResultCodec[T](client.settings.Codec)
 	return op, err
@@ -93,7 +97,6 @@ func newLeasedOperation[T any](client *LeaseClient, params *Params, fn func(cont
 
 // try claims the key once, and does the work if it got it.
 func (o *leasedOperation[T]) try(ctx context.Context, p *pass) (*Outcome, error) {
-	o.begin.ClaimID = NewClaimID()
 	outcome, err := o.claim(ctx)
 	if err != nil || outcome.State != New {
 		return outcome, err
@@ -109,27 +112,50 @@ func (o *leasedOperation[T]) try(ctx context.Context, p *pass) (*Outcome, error)
 // claim asks again where a reply was lost: under the same claim id that is the same
 // claim, which nobody would hold otherwise until its lease ends.
 func (o *leasedOperation[T]) claim(ctx context.Context) (*Outcome, error) {
-	end := time.Now().Add(settleTimeout)
+	end := time.Now().Add(settleAttempt)
 	for pause := firstPoll; ; pause = min(2*pause, longestPoll) {
 		outcome, err := o.client.store.Begin(ctx, &o.begin)
-		if err == nil || settled(err) || time.Now().After(end) {
-			return outcome, err
+		switch {
+		case err == nil:
+			return outcome, nil
+		case refused(err):
+			return nil, err
+		case errors.Is(err, ErrUnavailable) && !o.asked:
+			return nil, err // nothing was committed
 		}
+		o.asked = true
 		timer := time.NewTimer(jitter(pause))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, err
+			return nil, o.giveUp(ctx, err)
+		}
+		if time.Now().After(end) {
+			return nil, o.giveUp(ctx, err)
 		}
 	}
 }
 
-// settled reports whether asking again cannot help, or need not.
-func settled(err error) bool {
+// giveUp lets go of a claim that may have been made. It is suspended and not
+// released: it may have taken over work that had begun.
+func (o *leasedOperation[T]) giveUp(ctx context.Context, err error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleAttempt)
+	defer cancel()
+	// Where it fails, the lease ends by itself.
+	_ = o.client.store.Suspend(ctx, &Claim{Key: o.begin.Key, ID: o.begin.ClaimID})
+	if errors.Is(err, ErrUnavailable) {
+		// Of the last try that is true. An earlier one may have been committed.
+		return &KeyError{Key: o.begin.Key, Err: fmt.Errorf("%w: whether the key was claimed: %v", ErrOutcomeUnknown, err)} //nolint:errorlint // It would say that nothing was committed.
+	}
+	return err
+}
+
+// refused reports whether the error is the store's answer to the claim, which was
+// not made.
+func refused(err error) bool {
 	for _, known := range []error{
 		ErrInvalidParams, ErrFingerprintMismatch, ErrNeedsAttention, ErrStepChanged, ErrNested, ErrUnfinished, ErrReadOnly,
-		ErrUnavailable, context.Canceled, context.DeadlineExceeded,
 	} {
 		if errors.Is(err, known) {
 			return true
@@ -147,7 +173,7 @@ func (o *leasedOperation[T]) work(ctx context.Context, claim *Claim) (*Record, e
 		defer close(renewed)
 		lease.renew(inside, o.begin.Lease)
 	}()
-	hold := time.AfterFunc(o.client.settings.MaxHold, func() { cancel(lease.keyError(ErrHoldExceeded)) })
+	hold := time.AfterFunc(o.client.settings.MaxHold, func() { lease.end(lease.keyError(ErrHoldExceeded)) })
 	kept := false
 	// Also on panic and runtime.Goexit, which pass through unchanged.
 	defer func() {
@@ -161,15 +187,15 @@ func (o *leasedOperation[T]) work(ctx context.Context, claim *Claim) (*Record, e
 
 	answer, err := o.answer(inside, lease)
 	if err == nil {
-		err = lease.missing()
+		err = lease.finish()
 	}
 	if err != nil {
 		return nil, ended(inside, ctx, err)
 	}
 	record, err := lease.complete(ctx, answer.Response)
-	// A completion that may have been recorded must not be let go of; one that was
-	// refused must, or the key would be held until the lease ends.
-	kept = err == nil || !errors.Is(err, ErrInvalidParams)
+	// Where that failed the key is let go of, which an answer that was recorded
+	// nevertheless does not mind.
+	kept = err == nil
 	return record, err
 }
 

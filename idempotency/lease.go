@@ -12,9 +12,9 @@ import (
 
 const (
 	maxSteps = 100
-	// settleTimeout bounds what is done for a key after its function has returned:
-	// to complete it, to let go of it, and to ask again for a claim whose reply was
-	// lost. A request that does not answer costs a part of it.
+	// settleTimeout bounds how long is tried to complete a key, or to find out what
+	// became of a claim whose reply was lost. A request that does not answer costs a
+	// part of it.
 	settleTimeout = 10 * time.Second
 	settleAttempt = settleTimeout / 4
 )
@@ -30,6 +30,12 @@ type Lease struct {
 
 	mu       sync.Mutex
 	deadline time.Time
+	// over is why no step starts any more, whatever context it is given: the claim
+	// is lost, or about to be given up. Nil until then.
+	over error
+	// changed is the first sign of another program's steps. It keeps an answer from
+	// being recorded, also where the function takes it for a refusal.
+	changed error
 	// asked are the steps that this attempt has asked for.
 	asked map[string]bool
 	// acted says that the function of a step was called.
@@ -55,12 +61,16 @@ func (l *Lease) Deadline() time.Time {
 
 // StepKey returns an idempotency key for what a step asks of somebody else: 43
 // letters, digits, - and _, from scope, key and step, the same on every attempt
-// and in every process. A provider that keeps it does nothing twice, also where a
+// and in every process. So scopes must differ between all who share an account at
+// that provider: stages, schemas of tenants, services. A provider that keeps it does nothing twice, also where a
 // holder was paused between its last look at the lease and its request.
 func (l *Lease) StepKey(step string) string {
 	sum := sha256.Sum256(appendParts([]byte("samecommit step 1"), l.first.Key.Scope, l.first.Key.ID, step))
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
+
+// errReturned is for steps that something started by the function asks for later.
+var errReturned = errors.New("idempotency: the function of DoLeased has returned")
 
 func newLease(client *LeaseClient, claim *Claim, cancel context.CancelCauseFunc) *Lease {
 	l := &Lease{client: client, first: claim, cancel: cancel, deadline: claim.Deadline, asked: make(map[string]bool), recorded: len(claim.Steps)}
@@ -68,6 +78,16 @@ func newLease(client *LeaseClient, claim *Claim, cancel context.CancelCauseFunc)
 		l.size += len(step.Response.Body)
 	}
 	return l
+}
+
+// end lets no other step start, and ends the context of the function.
+func (l *Lease) end(reason error) {
+	l.mu.Lock()
+	if l.over == nil {
+		l.over = reason
+	}
+	l.mu.Unlock()
+	l.cancel(reason)
 }
 
 // renew moves the end of the lease until ctx, the function's, has ended. A lease
@@ -83,12 +103,17 @@ func (l *Lease) renew(ctx context.Context, length time.Duration) {
 			return
 		}
 		if !time.Now().Before(claim.Deadline) {
+			// Not over: it may still be renewed, or completed, by nobody but us.
 			l.cancel(l.keyError(ErrLeaseEnded))
 			return
 		}
-		// Not beyond the deadline: a request that hangs must not keep the function
-		// from hearing of it.
-		request, cancel := context.WithDeadline(ctx, claim.Deadline)
+		// Not beyond the deadline, and not for long: a connection that has gone silent
+		// must leave time for another one.
+		patience := time.Now().Add(max(length/6, MinLease/6))
+		if patience.After(claim.Deadline) {
+			patience = claim.Deadline
+		}
+		request, cancel := context.WithDeadline(ctx, patience)
 		extended, err := l.client.store.Extend(request, claim, length)
 		cancel()
 		switch {
@@ -98,7 +123,7 @@ func (l *Lease) renew(ctx context.Context, length time.Duration) {
 			l.deadline = claim.Deadline
 			l.mu.Unlock()
 		case errors.Is(err, ErrClaimLost):
-			l.cancel(err)
+			l.end(err)
 			return
 		default:
 			pause = length / 10
@@ -108,11 +133,17 @@ func (l *Lease) renew(ctx context.Context, length time.Duration) {
 
 func (l *Lease) keyError(err error) error { return &KeyError{Key: l.first.Key, Err: err} }
 
-// missing returns an error if a step is recorded that this attempt has not asked
-// for.
-func (l *Lease) missing() error {
+// finish lets no other step start, and returns an error if the recorded steps are
+// not those that this attempt has asked for.
+func (l *Lease) finish() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.over == nil {
+		l.over = l.keyError(errReturned)
+	}
+	if l.changed != nil {
+		return l.changed
+	}
 	for _, step := range l.first.Steps {
 		if !l.asked[step.Name] {
 			return l.keyError(fmt.Errorf("%w: step %q is recorded, and this attempt has not asked for it", ErrStepChanged, step.Name))
@@ -126,6 +157,9 @@ func (l *Lease) missing() error {
 // do it again.
 func (l *Lease) letGo(ctx context.Context) {
 	l.mu.Lock()
+	if l.over == nil {
+		l.over = l.keyError(errReturned)
+	}
 	acted := l.acted || l.first.Resumed
 	l.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleAttempt)
@@ -144,14 +178,11 @@ func (l *Lease) complete(ctx context.Context, response *Response) (*Record, erro
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
 	for pause := firstPoll; ; pause = min(2*pause, longestPoll) {
-		record, err := attempt(ctx, func(ctx context.Context) (*Record, error) {
-			return l.client.store.Complete(ctx, l.first, response)
-		})
-		if err == nil {
-			return record, nil
-		}
-		if errors.Is(err, ErrInvalidParams) {
-			return nil, err
+		// All of the time: to give it up would also give up its wait for a synchronous
+		// standby.
+		record, err := l.client.store.Complete(ctx, l.first, response)
+		if err == nil || errors.Is(err, ErrInvalidParams) {
+			return record, err
 		}
 		found, getErr := attempt(ctx, func(ctx context.Context) (*Record, error) {
 			return l.client.store.Get(ctx, l.first.Key)

@@ -3,6 +3,7 @@ package idempotency_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -42,6 +43,10 @@ func leasedRequest[T any](s *leasedStore, verb string, request func() (T, error)
 
 func (s *leasedStore) Begin(ctx context.Context, params *idempotency.BeginParams) (*idempotency.Outcome, error) {
 	return leasedRequest(s, "Begin", func() (*idempotency.Outcome, error) { return s.Store.Begin(ctx, params) })
+}
+
+func (s *leasedStore) Get(ctx context.Context, key idempotency.Key) (*idempotency.Record, error) {
+	return leasedRequest(s, "Get", func() (*idempotency.Record, error) { return s.Store.Get(ctx, key) })
 }
 
 func (s *leasedStore) Complete(ctx context.Context, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
@@ -107,13 +112,9 @@ func TestDoLeasedContinues(t *testing.T) {
 	client := leaseClient(t, newLeasedStore(), nil)
 	errDeclined := errors.New("declined")
 	for name, fail := range map[string]func(){
-		"error":  func() {},
-		"panic":  func() { panic("on purpose") },
-		"Goexit": func() { <-t.Context().Done() },
+		"error": func() {},
+		"panic": func() { panic("on purpose") },
 	} {
-		if name == "Goexit" {
-			continue
-		}
 		charges, attempts, resumed := 0, []int{}, []bool{}
 		call := func(last bool) (result idempotency.Result[string], err error) {
 			defer func() {
@@ -317,9 +318,19 @@ func TestRepliesOfLeasedWorkAreLost(t *testing.T) {
 				return nil
 			}
 			client := leaseClient(t, store, nil)
-			_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(context.Context, *idempotency.Lease) (string, error) { return "x", nil })
+			charges := 0
+			work := func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+				return charge(ctx, lease, &charges)
+			}
+			_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), work)
 			if !errors.Is(err, idempotency.ErrOutcomeUnknown) {
 				t.Errorf("got %v, want ErrOutcomeUnknown", err)
+			}
+			// Nothing is held, and the next call is no other attempt.
+			store.before = func(string) error { return nil }
+			result, err := idempotency.DoLeased(t.Context(), client, testParams("k"), work)
+			if err != nil || result.Record.Attempt != 1 || charges != 1 {
+				t.Errorf("%+v, %v, %d charges; want the first attempt to go on", result, err, charges)
 			}
 		})
 	})
@@ -450,5 +461,214 @@ func TestStepKey(t *testing.T) {
 	}
 	if len(seen) != 4 {
 		t.Errorf("%d keys for 2 steps of 2 keys; want 4, the same each time", len(seen))
+	}
+}
+
+// What the function has started, and left running, does nothing after it has
+// returned, whatever context it has kept.
+func TestStepAfterTheFunctionHasReturned(t *testing.T) {
+	t.Parallel()
+	client := leaseClient(t, newLeasedStore(), nil)
+	for name, fail := range map[string]error{"it failed": errors.New("early"), "it is done": nil} {
+		var left *idempotency.Lease
+		_, err := idempotency.DoLeased(t.Context(), client, testParams(name), func(_ context.Context, lease *idempotency.Lease) (string, error) {
+			left = lease
+			return "done", fail
+		})
+		if !errors.Is(err, fail) {
+			t.Fatal(err)
+		}
+		charges := 0
+		if _, err := charge(t.Context(), left, &charges); err == nil || charges != 0 {
+			t.Errorf("%s: %v, %d charges; want an error and none", name, err, charges)
+		}
+	}
+}
+
+// After the claim is lost no step starts, also with a context of the caller's own.
+func TestStepOfALostClaimDoesNotStart(t *testing.T) {
+	t.Parallel()
+	store := newLeasedStore()
+	client := leaseClient(t, store, nil)
+	_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(_ context.Context, lease *idempotency.Lease) (string, error) {
+		record, err := store.Get(t.Context(), lease.Key())
+		if err != nil {
+			return "", err
+		}
+		if err := store.Store.Release(t.Context(), &idempotency.Claim{Key: lease.Key(), ID: record.ClaimID}); err != nil {
+			return "", err
+		}
+		charges := 0
+		if _, err := charge(t.Context(), lease, &charges); !errors.Is(err, idempotency.ErrClaimLost) {
+			t.Errorf("the step that finds out: %v, want ErrClaimLost", err)
+		}
+		_, err = idempotency.Step(t.Context(), lease, "next", idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (string, error) {
+			t.Error("a step of a lost claim ran")
+			return "", nil
+		})
+		if !errors.Is(err, idempotency.ErrClaimLost) {
+			t.Errorf("the next step: %v, want ErrClaimLost", err)
+		}
+		return "of a zombie", nil
+	})
+	if !errors.Is(err, idempotency.ErrClaimLost) {
+		t.Errorf("got %v, want ErrClaimLost", err)
+	}
+}
+
+// A claim that may have been made and that the call gives up on is let go of, and
+// is no attempt.
+func TestClaimThatIsGivenUp(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		lost []error
+		want error
+	}{
+		"by its caller":                  {[]error{context.Canceled}, context.Canceled},
+		"with the store":                 {[]error{errDown, idempotency.ErrUnavailable}, idempotency.ErrOutcomeUnknown},
+		"after a time":                   {[]error{errDown}, errDown},
+		"which was unavailable at first": {nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				store := newLeasedStore()
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				tries := 0
+				if test.lost == nil {
+					store.before = func(string) error { return idempotency.ErrUnavailable }
+				}
+				store.after = func(verb string) error {
+					if verb != "Begin" || test.lost == nil {
+						return nil
+					}
+					tries++
+					lost := test.lost[min(tries, len(test.lost))-1]
+					if errors.Is(lost, context.Canceled) {
+						cancel()
+					}
+					return lost
+				}
+				client := leaseClient(t, store, &idempotency.Config{MaxAttempts: 1})
+				run := func(ctx context.Context) error {
+					_, err := idempotency.DoLeased(ctx, client, testParams("k"), func(context.Context, *idempotency.Lease) (string, error) { return "done", nil })
+					return err
+				}
+				err := run(ctx)
+				if test.lost == nil {
+					if !errors.Is(err, idempotency.ErrUnavailable) || store.calls.Load() != 1 {
+						t.Errorf("%v after %d requests, want ErrUnavailable after one", err, store.calls.Load())
+					}
+					return
+				}
+				if !errors.Is(err, test.want) || test.want != idempotency.ErrUnavailable && errors.Is(err, idempotency.ErrUnavailable) { //nolint:errorlint // It is the sentinel.
+					t.Errorf("got %v, want %v", err, test.want)
+				}
+				store.after = func(string) error { return nil }
+				if err := run(t.Context()); err != nil {
+					t.Errorf("the next call: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// A connection that has gone silent costs one renewal, not the lease.
+func TestRenewalThatHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := &hangingStore{leasedStore: newLeasedStore()}
+		client := leaseClient(t, store, nil)
+		_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, _ *idempotency.Lease) (string, error) {
+			select {
+			case <-ctx.Done():
+				return "", context.Cause(ctx)
+			case <-time.After(5 * time.Minute):
+				return "done", nil
+			}
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// hangingStore does not answer the first extension.
+type hangingStore struct {
+	*leasedStore
+	hung atomic.Bool
+}
+
+func (s *hangingStore) Extend(ctx context.Context, claim *idempotency.Claim, lease time.Duration) (*idempotency.Claim, error) {
+	if s.hung.CompareAndSwap(false, true) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return s.leasedStore.Extend(ctx, claim, lease)
+}
+
+// Another program's steps keep an answer from being recorded, also where the
+// function takes the error for a refusal.
+func TestChangedStepsThatAreSwallowed(t *testing.T) {
+	t.Parallel()
+	errDeclined, errStop := errors.New("declined"), errors.New("stop")
+	client := leaseClient(t, newLeasedStore(), &idempotency.Config{FinalErrors: []idempotency.FinalKind{idempotency.FinalValue("declined", errDeclined)}})
+	charges := 0
+	_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+		_, err := charge(ctx, lease, &charges)
+		return "", errors.Join(err, errStop)
+	})
+	if !errors.Is(err, errStop) {
+		t.Fatal(err)
+	}
+	for name, answer := range map[string]error{"a result": nil, "a final error": idempotency.Final(errDeclined)} {
+		_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+			_, err := idempotency.Step(ctx, lease, "charge", idempotency.FingerprintOf("600"), func(context.Context, idempotency.StepCall) (string, error) { return "", nil })
+			if err == nil {
+				t.Error("another charge ran")
+			}
+			return "declined", answer
+		})
+		if !errors.Is(err, idempotency.ErrStepChanged) {
+			t.Errorf("%s: %v, want ErrStepChanged", name, err)
+		}
+	}
+	if record, err := client.Get(t.Context(), testParams("k").Key); err != nil || len(record.Steps) != 1 {
+		t.Errorf("%+v, %v; want the charge to be kept", record, err)
+	}
+}
+
+// Its effect is there, so the error must not say that nothing has run.
+func TestStepThatCannotBeRecorded(t *testing.T) {
+	t.Parallel()
+	client := leaseClient(t, newLeasedStore(), &idempotency.Config{MaxResponseSize: 10})
+	charges := 0
+	_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+		return charge(ctx, lease, &charges)
+	})
+	if err == nil || errors.Is(err, idempotency.ErrInvalidParams) || !strings.Contains(err.Error(), "was done") || charges != 1 {
+		t.Errorf("got %v after %d charges, want an error that says that it was done", err, charges)
+	}
+}
+
+func TestGoexitLeavesTheWorkToBeContinued(t *testing.T) {
+	t.Parallel()
+	client := leaseClient(t, newLeasedStore(), nil)
+	charges, ended := 0, make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+			if _, err := charge(ctx, lease, &charges); err != nil {
+				t.Error(err)
+			}
+			runtime.Goexit()
+			return "", nil
+		})
+	}()
+	<-ended
+	record, err := client.Get(t.Context(), testParams("k").Key)
+	if err != nil || !record.Suspended() || len(record.Steps) != 1 || charges != 1 {
+		t.Errorf("%+v, %v; want a suspended record with the charge", record, err)
 	}
 }

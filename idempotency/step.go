@@ -95,18 +95,21 @@ func Step[T any](ctx context.Context, lease *Lease, name string, arguments Finge
 		return value, err
 	}
 	if recorded != nil {
-		return codec.decode(lease.first.Key, recorded.Response)
+		value, err := codec.decode(lease.first.Key, recorded.Response)
+		return value, lease.change(err)
 	}
 	made, err := fn(ctx, StepCall{Key: lease.StepKey(name), MayHaveRun: lease.first.Resumed})
 	if err != nil {
+		lease.unmade()
 		return value, err
 	}
-	if step.Response, err = codec.encode(made); err != nil {
-		return value, err
+	step.Response, err = codec.encode(made)
+	if err == nil {
+		// As for an answer: what cannot be read back would fail every later attempt.
+		value, err = codec.decode(lease.first.Key, step.Response)
 	}
-	// As for an answer: what cannot be read back would fail every later attempt.
-	if value, err = codec.decode(lease.first.Key, step.Response); err != nil {
-		return value, err
+	if err != nil {
+		return value, lease.unrecorded(name, err)
 	}
 	return value, lease.record(ctx, step)
 }
@@ -116,6 +119,11 @@ func Step[T any](ctx context.Context, lease *Lease, name string, arguments Finge
 func (l *Lease) start(ctx context.Context, step *StepRecord) (recorded *StepRecord, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	defer func() {
+		if err != nil && l.changed == nil && errors.Is(err, ErrStepChanged) {
+			l.changed = err
+		}
+	}()
 	if l.asked[step.Name] {
 		return nil, l.keyError(fmt.Errorf("%w: step %q is asked for twice in one attempt", ErrStepChanged, step.Name))
 	}
@@ -129,6 +137,8 @@ func (l *Lease) start(ctx context.Context, step *StepRecord) (recorded *StepReco
 		}
 	}
 	switch {
+	case l.over != nil:
+		return nil, l.over
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case !time.Now().Before(l.deadline):
@@ -141,6 +151,33 @@ func (l *Lease) start(ctx context.Context, step *StepRecord) (recorded *StepReco
 	return nil, nil //nolint:nilnil // It is not recorded.
 }
 
+// change keeps an answer from being recorded where a recorded step could not be
+// read.
+func (l *Lease) change(err error) error {
+	if err == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.changed == nil {
+		l.changed = err
+	}
+	return err
+}
+
+// unmade gives the place of a step back whose function has failed.
+func (l *Lease) unmade() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.recorded--
+}
+
+// unrecorded is the error of a step whose effect is there and whose result is not.
+func (l *Lease) unrecorded(name string, err error) error {
+	// Not that error itself, which may say that nothing was done.
+	return l.keyError(fmt.Errorf("idempotency: step %q was done, and its result cannot be recorded, so that every attempt does it again: %v", name, err)) //nolint:errorlint // As above.
+}
+
 // record adds the step to the record, by the end of the lease.
 func (l *Lease) record(ctx context.Context, step *StepRecord) error {
 	l.mu.Lock()
@@ -148,7 +185,7 @@ func (l *Lease) record(ctx context.Context, step *StepRecord) error {
 	size := l.size
 	l.mu.Unlock()
 	if limit := l.client.settings.MaxResponseSize; size > limit {
-		return &ParamError{Field: "Response.Body", Reason: fmt.Sprintf("makes the steps of the key %d bytes; the limit is %d: return a reference instead, or raise Config.MaxResponseSize", size, limit)}
+		return l.unrecorded(step.Name, fmt.Errorf("it makes the steps of the key %d bytes, and the limit is %d: return a reference instead, or raise Config.MaxResponseSize", size, limit))
 	}
 	// The effect is there, whatever the caller has given up since.
 	ctx = context.WithoutCancel(ctx)
@@ -156,8 +193,14 @@ func (l *Lease) record(ctx context.Context, step *StepRecord) error {
 		_, err := attempt(ctx, func(ctx context.Context) (None, error) {
 			return None{}, l.client.store.AddStep(ctx, l.first, step)
 		})
-		if err == nil || errors.Is(err, ErrClaimLost) || errors.Is(err, ErrInvalidParams) {
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, ErrClaimLost):
+			l.end(err)
 			return err
+		case errors.Is(err, ErrInvalidParams):
+			return l.unrecorded(step.Name, err)
 		}
 		if wait := jitter(pause); time.Now().Add(wait).Before(l.Deadline()) {
 			time.Sleep(wait)
