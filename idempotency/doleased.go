@@ -20,6 +20,7 @@ import (
 // where the key was taken over, and ErrHoldExceeded after Config.MaxHold; what fn
 // returns then is recorded all the same, unless the claim is lost.
 //
+// The store is used from several goroutines at once, so on PostgreSQL it needs a pool.
 // Params.Lease is how long the key stays held after this process has died. While
 // another call holds the key, DoLeased waits as Do does. Errors are Do's, and
 // ErrClaimLost, ErrNeedsAttention, ErrStepChanged, ErrLeaseEnded and

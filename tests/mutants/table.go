@@ -1245,7 +1245,7 @@ var table = []mutant{
 	},
 	{
 		name: "a step that nobody asks for is passed over", breaks: honest,
-		edits: []edit{{"idempotency/doleased.go", "\t\terr = lease.missing()\n", ""}},
+		edits: []edit{{"idempotency/doleased.go", "\t\terr = lease.finish()\n", "\t\t_ = lease.finish()\n"}},
 		test:  "TestChangedSteps", pkg: "idempotency",
 	},
 	{
@@ -1255,7 +1255,7 @@ var table = []mutant{
 	},
 	{
 		name: "late is lost", breaks: unstuck,
-		edits: []edit{{"idempotency/doleased.go", "\tif err == nil {\n\t\terr = lease.missing()", "\tif err == nil {\n\t\terr = context.Cause(inside)\n\t}\n\tif err == nil {\n\t\terr = lease.missing()"}},
+		edits: []edit{{"idempotency/doleased.go", "\tif err == nil {\n\t\terr = lease.finish()", "\tif err == nil {\n\t\terr = context.Cause(inside)\n\t}\n\tif err == nil {\n\t\terr = lease.finish()"}},
 		test:  "TestLeaseThatCannotBeRenewed", pkg: "idempotency",
 	},
 	{
@@ -1266,7 +1266,6 @@ var table = []mutant{
 	{
 		name: "a lost reply to a claim is asked for under another id", breaks: unstuck,
 		edits: []edit{
-			{"idempotency/doleased.go", "\to.begin.ClaimID = NewClaimID()\n", ""},
 			{"idempotency/doleased.go", "\t\toutcome, err := o.client.store.Begin(ctx, &o.begin)", "\t\to.begin.ClaimID = NewClaimID()\n\t\toutcome, err := o.client.store.Begin(ctx, &o.begin)"},
 		},
 		test: "TestRepliesOfLeasedWorkAreLost/Begin", pkg: "idempotency",
@@ -1278,7 +1277,37 @@ var table = []mutant{
 	},
 	{
 		name: "work that hangs is renewed for ever", breaks: unstuck,
-		edits: []edit{{"idempotency/doleased.go", "cancel(lease.keyError(ErrHoldExceeded))", "_ = lease.keyError(ErrHoldExceeded)"}},
+		edits: []edit{{"idempotency/doleased.go", "lease.end(lease.keyError(ErrHoldExceeded))", "_ = lease.keyError(ErrHoldExceeded)"}},
 		test:  "TestMaxHold", pkg: "idempotency",
+	},
+	{
+		name: "a step starts after the function has returned", breaks: once,
+		edits: []edit{{"idempotency/step.go", "case l.over != nil:", "case l.over != nil && l.first == nil:"}},
+		test:  "TestStepAfterTheFunctionHasReturned", pkg: "idempotency",
+	},
+	{
+		name: "a claim that was given up stays", breaks: unstuck,
+		edits: []edit{{"idempotency/doleased.go", "_ = o.client.store.Suspend(ctx, &Claim{Key: o.begin.Key, ID: o.begin.ClaimID})", "_ = ctx"}},
+		test:  "TestClaimThatIsGivenUp/by its caller", pkg: "idempotency",
+	},
+	{
+		name: "a renewal waits for one answer until the end", breaks: unstuck,
+		edits: []edit{{"idempotency/lease.go", "max(length/6, MinLease/6)", "max(length, MinLease/6)"}},
+		test:  "TestRenewalThatHangs", pkg: "idempotency",
+	},
+	{
+		name: "steps of another program pass for a refusal", breaks: sameRequest,
+		edits: []edit{{"idempotency/lease.go", "if l.changed != nil {", "if l.changed != nil && l.first == nil {"}},
+		test:  "TestChangedStepsThatAreSwallowed", pkg: "idempotency",
+	},
+	{
+		name: "a late extension undoes a suspension", breaks: unstuck,
+		edits: []edit{{query + "KeyExtend", "locked_until <> updated_at", "locked_until IS NOT NULL"}},
+		test:  "TestStoreContract/a late extension does not undo a suspension",
+	},
+	{
+		name: "who compares nothing makes leased work anybody's", breaks: sameRequest,
+		edits: []edit{{recordFile, "if !r.completed() && params.Lease > 0 &&", "if r.completed() && params.Lease > 0 &&"}},
+		test:  "TestStoreContract/who compares nothing leaves leased work its request",
 	},
 }
