@@ -490,19 +490,20 @@ func TestStepOfALostClaimDoesNotStart(t *testing.T) {
 	t.Parallel()
 	store := newLeasedStore()
 	client := leaseClient(t, store, nil)
-	_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(_ context.Context, lease *idempotency.Lease) (string, error) {
-		record, err := store.Get(t.Context(), lease.Key())
+	_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+		ctx = context.WithoutCancel(ctx)
+		record, err := store.Get(ctx, lease.Key())
 		if err != nil {
 			return "", err
 		}
-		if err := store.Store.Release(t.Context(), &idempotency.Claim{Key: lease.Key(), ID: record.ClaimID}); err != nil {
+		if err := store.Release(ctx, &idempotency.Claim{Key: lease.Key(), ID: record.ClaimID}); err != nil {
 			return "", err
 		}
 		charges := 0
-		if _, err := charge(t.Context(), lease, &charges); !errors.Is(err, idempotency.ErrClaimLost) {
+		if _, err := charge(ctx, lease, &charges); !errors.Is(err, idempotency.ErrClaimLost) {
 			t.Errorf("the step that finds out: %v, want ErrClaimLost", err)
 		}
-		_, err = idempotency.Step(t.Context(), lease, "next", idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (string, error) {
+		_, err = idempotency.Step(ctx, lease, "next", idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (string, error) {
 			t.Error("a step of a lost claim ran")
 			return "", nil
 		})
