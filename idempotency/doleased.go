@@ -47,6 +47,9 @@ func DoLeased[T any](ctx context.Context, client *LeaseClient, params Params, fn
 	})
 	state = outcomeState(outcome)
 	if err != nil {
+		if op.asked && errors.Is(err, ErrInProgress) {
+			err = op.giveUp(ctx, err) // it may be this call's own that is in progress
+		}
 		return Result[T]{}, err
 	}
 	if shared {

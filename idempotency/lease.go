@@ -61,9 +61,10 @@ func (l *Lease) Deadline() time.Time {
 
 // StepKey returns an idempotency key for what a step asks of somebody else: 43
 // letters, digits, - and _, from scope, key and step, the same on every attempt
-// and in every process. So scopes must differ between all who share an account at
-// that provider: stages, schemas of tenants, services. A provider that keeps it does nothing twice, also where a
-// holder was paused between its last look at the lease and its request.
+// and in every process. A provider that keeps it does nothing twice, also where a
+// holder was paused between its last look at the lease and its request. Scopes must
+// differ between all who share an account at that provider: stages, schemas of
+// tenants, services.
 func (l *Lease) StepKey(step string) string {
 	sum := sha256.Sum256(appendParts([]byte("samecommit step 1"), l.first.Key.Scope, l.first.Key.ID, step))
 	return base64.RawURLEncoding.EncodeToString(sum[:])
