@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // Client runs operations once per key. TTx is the store's transaction type,
@@ -34,23 +33,13 @@ func NewClient[TTx any](store TxStore[TTx], config *Config) (*Client[TTx], error
 // Config returns the client's configuration with the defaults filled in, and
 // without KeySecret. A client made of it without the secret has other keys, under
 // which every operation runs again.
-func (c *Client[TTx]) Config() Config {
-	config := c.settings.Config
-	config.FinalErrors = slices.Clone(config.FinalErrors)
-	return config
-}
+func (c *Client[TTx]) Config() Config { return c.settings.config() }
 
 // Get returns the record of a completed key, or of one held by a lease. It is
 // ErrNotFound where there is none, where it has expired, and while an operation
 // is still at work in its transaction, which nobody else can see.
-func (c *Client[TTx]) Get(ctx context.Context, key Key) (record *Record, err error) {
-	if err := key.Validate(); err != nil {
-		return nil, err
-	}
-	key = c.settings.storedKey(key)
-	ctx, end := c.settings.trace(ctx, OperationGet, key)
-	defer func() { end(stateOf(record), false, err) }()
-	return c.store.Get(ctx, key)
+func (c *Client[TTx]) Get(ctx context.Context, key Key) (*Record, error) {
+	return c.settings.get(ctx, c.store, key)
 }
 
 // DeleteExpired deletes at most limit expired records, oldest first, in a

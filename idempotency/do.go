@@ -2,7 +2,6 @@ package idempotency
 
 import (
 	"context"
-	"fmt"
 )
 
 // Do runs fn once per key, in a transaction that it opens: the claim, fn's
@@ -36,13 +35,13 @@ func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 		return Result[T]{}, err
 	}
 	if shared {
-		give, err := client.gate.budget.take(ctx, len(outcome.Record.Response.Body))
+		give, err := client.gate.room(ctx, outcome.Record)
 		if err != nil {
-			return Result[T]{}, &KeyError{Key: op.begin.Key, Err: fmt.Errorf("idempotency: gave up waiting for room in Config.MaxSharedBytes: %w", err)}
+			return Result[T]{}, err
 		}
 		defer give()
 	}
-	return op.result(outcome)
+	return op.result(client.settings, outcome)
 }
 
 // DoTx is Do inside the caller's own transaction. Where it returns an error the
@@ -68,7 +67,7 @@ func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params P
 	if err != nil {
 		return TxResult[T]{}, err
 	}
-	given, err := op.result(outcome)
+	given, err := op.result(client.settings, outcome)
 	if err != nil && !isFinal(err) {
 		return TxResult[T]{}, err
 	}
@@ -78,12 +77,8 @@ func DoTx[T, TTx any](ctx context.Context, client *Client[TTx], tx TTx, params P
 // typedOperation is an operation whose answers are results of type T.
 type typedOperation[T, TTx any] struct {
 	operation[TTx]
-	codec resultCodec[T]
-	fn    func(ctx context.Context, tx TTx) (T, error)
-	// given is the result of the last run of fn as it has been read back, and
-	// givenErr its final error.
-	given    Result[T]
-	givenErr error
+	typedAnswer[T]
+	fn func(ctx context.Context, tx TTx) (T, error)
 }
 
 func newTypedOperation[T, TTx any](client *Client[TTx], params *Params, fn func(context.Context, TTx) (T, error)) (*typedOperation[T, TTx], error) {
@@ -102,33 +97,45 @@ func newTypedOperation[T, TTx any](client *Client[TTx], params *Params, fn func(
 	return op, nil
 }
 
-// answer calls fn and encodes what it returns.
-func (o *typedOperation[T, TTx]) answer(ctx context.Context, tx TTx) (answer Answer, err error) {
-	settings := o.client.settings
+func (o *typedOperation[T, TTx]) answer(ctx context.Context, tx TTx) (Answer, error) {
 	value, err := o.fn(ctx, tx)
+	return o.encode(o.client.settings, o.begin.Key, value, err)
+}
+
+// typedAnswer is what a function has answered, and its way into a record.
+type typedAnswer[T any] struct {
+	codec resultCodec[T]
+	// given is the result of the function's last run as it has been read back, and
+	// givenErr its final error.
+	given    Result[T]
+	givenErr error
+}
+
+// encode makes an answer of what the function has returned.
+func (a *typedAnswer[T]) encode(settings *settings, key Key, value T, err error) (answer Answer, _ error) {
 	if err != nil {
-		answer, err = settings.finalAnswer(o.begin.Key, err)
+		answer, err = settings.finalAnswer(key, err)
 	} else {
-		answer.Response, err = o.codec.encode(value)
+		answer.Response, err = a.codec.encode(value)
 	}
 	if err != nil {
 		return Answer{}, err
 	}
 	// What cannot be read back must not be committed: every replay would fail.
-	o.given, o.givenErr = resultOf(settings, o.codec, &Record{Key: o.begin.Key, Response: answer.Response}, false)
-	if o.givenErr != nil && !isFinal(o.givenErr) {
-		return Answer{}, o.givenErr
+	a.given, a.givenErr = resultOf(settings, a.codec, &Record{Key: key, Response: answer.Response}, false)
+	if a.givenErr != nil && !isFinal(a.givenErr) {
+		return Answer{}, a.givenErr
 	}
 	return answer, nil
 }
 
 // result is what the outcome means to the caller.
-func (o *typedOperation[T, TTx]) result(outcome *Outcome) (Result[T], error) {
+func (a *typedAnswer[T]) result(settings *settings, outcome *Outcome) (Result[T], error) {
 	if !outcome.Executed {
-		return resultOf(o.client.settings, o.codec, outcome.Record, true)
+		return resultOf(settings, a.codec, outcome.Record, true)
 	}
-	o.given.Record = outcome.Record
-	return o.given, o.givenErr
+	a.given.Record = outcome.Record
+	return a.given, a.givenErr
 }
 
 // isFinal reports whether err, from resultOf, is what was recorded.

@@ -47,38 +47,32 @@ func DoLeased[T any](ctx context.Context, client *LeaseClient, params Params, fn
 	})
 	state = outcomeState(outcome)
 	if err != nil {
-		if op.asked && errors.Is(err, ErrInProgress) {
+		if op.unheard && errors.Is(err, ErrInProgress) {
 			err = op.giveUp(ctx, err) // it may be this call's own that is in progress
 		}
 		return Result[T]{}, err
 	}
 	if shared {
-		give, err := client.gate.budget.take(ctx, len(outcome.Record.Response.Body))
+		give, err := client.gate.room(ctx, outcome.Record)
 		if err != nil {
-			return Result[T]{}, &KeyError{Key: op.begin.Key, Err: fmt.Errorf("idempotency: gave up waiting for room in Config.MaxSharedBytes: %w", err)}
+			return Result[T]{}, err
 		}
 		defer give()
 	}
-	if !outcome.Executed {
-		return resultOf(client.settings, op.codec, outcome.Record, true)
-	}
-	op.given.Record = outcome.Record
-	return op.given, op.givenErr
+	return op.result(client.settings, outcome)
 }
 
 // leasedOperation is one call of DoLeased.
 type leasedOperation[T any] struct {
 	client *LeaseClient
 	begin  BeginParams
-	// asked says that a claim of this call may have been made without our knowing.
-	asked bool
-	codec resultCodec[T]
-	fn    func(ctx context.Context, lease *Lease) (T, error)
+	typedAnswer[T]
+	fn func(ctx context.Context, lease *Lease) (T, error)
+	// unheard says that a claim of this call may have been made without its hearing
+	// of that.
+	unheard bool
 	// running says that fn has not returned.
 	running bool
-	// given is fn's result as it was read back, and givenErr its final error.
-	given    Result[T]
-	givenErr error
 }
 
 func newLeasedOperation[T any](client *LeaseClient, params *Params, fn func(context.Context, *Lease) (T, error)) (*leasedOperation[T], error) {
@@ -124,18 +118,11 @@ func (o *leasedOperation[T]) claim(ctx context.Context) (*Outcome, error) {
 			return outcome, nil
 		case refused(err):
 			return nil, err
-		case errors.Is(err, ErrUnavailable) && !o.asked:
+		case errors.Is(err, ErrUnavailable) && !o.unheard:
 			return nil, err // nothing was committed
 		}
-		o.asked = true
-		timer := time.NewTimer(jitter(pause))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, o.giveUp(ctx, err)
-		}
-		if time.Now().After(end) {
+		o.unheard = true
+		if !sleep(ctx, jitter(pause)) || time.Now().After(end) {
 			return nil, o.giveUp(ctx, err)
 		}
 	}
@@ -212,31 +199,12 @@ func ended(inside, ctx context.Context, err error) error {
 }
 
 // answer calls fn and encodes what it returns.
-func (o *leasedOperation[T]) answer(ctx context.Context, lease *Lease) (answer Answer, err error) {
+func (o *leasedOperation[T]) answer(ctx context.Context, lease *Lease) (Answer, error) {
 	settings := o.client.settings
 	ctx, done := settings.hold(ctx, o.begin.Key)
 	defer done()
 	o.running = true
 	value, err := o.fn(ctx, lease)
 	o.running = false
-	if err != nil {
-		answer, err = settings.finalAnswer(o.begin.Key, err)
-	} else {
-		answer.Response, err = o.codec.encode(value)
-	}
-	if err == nil {
-		err = answer.Response.Validate()
-	}
-	if err == nil {
-		err = answer.Response.validateSize(settings.MaxResponseSize)
-	}
-	if err != nil {
-		return Answer{}, err
-	}
-	// What cannot be read back must not be recorded: every replay would fail.
-	o.given, o.givenErr = resultOf(settings, o.codec, &Record{Key: o.begin.Key, Response: answer.Response}, false)
-	if o.givenErr != nil && !isFinal(o.givenErr) {
-		return Answer{}, o.givenErr
-	}
-	return answer, nil
+	return settings.recordable(o.encode(settings, o.begin.Key, value, err))
 }

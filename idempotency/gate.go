@@ -160,6 +160,16 @@ func (g *gate) do(ctx context.Context, params *BeginParams, wait time.Duration,
 	}
 }
 
+// room waits until an answer that is shared may be made a result of, and returns
+// the function to call when that is done.
+func (g *gate) room(ctx context.Context, shared *Record) (give func(), err error) {
+	give, err = g.budget.take(ctx, len(shared.Response.Body))
+	if err != nil {
+		return nil, &KeyError{Key: shared.Key, Err: fmt.Errorf("idempotency: gave up waiting for room in Config.MaxSharedBytes: %w", err)}
+	}
+	return give, nil
+}
+
 // replay judges an answer that another call of this process got, as a store
 // judges a row.
 func replay(params *BeginParams, answer *Record) (*Outcome, error) {

@@ -84,11 +84,16 @@ func newLease(client *LeaseClient, claim *Claim, cancel context.CancelCauseFunc)
 // end lets no other step start, and ends the context of the function.
 func (l *Lease) end(reason error) {
 	l.mu.Lock()
+	l.stopSteps(reason)
+	l.mu.Unlock()
+	l.cancel(reason)
+}
+
+// stopSteps lets no other step start. The lease is locked.
+func (l *Lease) stopSteps(reason error) {
 	if l.over == nil {
 		l.over = reason
 	}
-	l.mu.Unlock()
-	l.cancel(reason)
 }
 
 // renew moves the end of the lease until ctx, the function's, has ended. A lease
@@ -96,11 +101,7 @@ func (l *Lease) end(reason error) {
 func (l *Lease) renew(ctx context.Context, length time.Duration) {
 	claim, pause := l.first, length/3
 	for {
-		timer := time.NewTimer(min(pause, time.Until(claim.Deadline)))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx, min(pause, time.Until(claim.Deadline))) {
 			return
 		}
 		if !time.Now().Before(claim.Deadline) {
@@ -139,9 +140,7 @@ func (l *Lease) keyError(err error) error { return &KeyError{Key: l.first.Key, E
 func (l *Lease) finish() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.over == nil {
-		l.over = l.keyError(errReturned)
-	}
+	l.stopSteps(l.keyError(errReturned))
 	if l.changed != nil {
 		return l.changed
 	}
@@ -158,9 +157,7 @@ func (l *Lease) finish() error {
 // do it again.
 func (l *Lease) letGo(ctx context.Context) {
 	l.mu.Lock()
-	if l.over == nil {
-		l.over = l.keyError(errReturned)
-	}
+	l.stopSteps(l.keyError(errReturned))
 	acted := l.acted || l.first.Resumed
 	l.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleAttempt)
@@ -185,7 +182,7 @@ func (l *Lease) complete(ctx context.Context, response *Response) (*Record, erro
 		if err == nil || errors.Is(err, ErrInvalidParams) {
 			return record, err
 		}
-		found, getErr := attempt(ctx, func(ctx context.Context) (*Record, error) {
+		found, getErr := bounded(ctx, func(ctx context.Context) (*Record, error) {
 			return l.client.store.Get(ctx, l.first.Key)
 		})
 		switch {
@@ -194,18 +191,14 @@ func (l *Lease) complete(ctx context.Context, response *Response) (*Record, erro
 		case getErr == nil && found.ClaimID != l.first.ID, errors.Is(getErr, ErrNotFound):
 			return nil, l.keyError(ErrClaimLost)
 		}
-		timer := time.NewTimer(jitter(pause))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx, jitter(pause)) {
 			return nil, l.keyError(fmt.Errorf("%w: the completion of leased work: %w", ErrOutcomeUnknown, err))
 		}
 	}
 }
 
-// attempt bounds one request of several.
-func attempt[T any](ctx context.Context, request func(ctx context.Context) (T, error)) (T, error) {
+// bounded gives one request of several a part of the time.
+func bounded[T any](ctx context.Context, request func(ctx context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, settleAttempt)
 	defer cancel()
 	return request(ctx)

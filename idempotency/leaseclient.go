@@ -1,9 +1,6 @@
 package idempotency
 
-import (
-	"context"
-	"slices"
-)
+import "context"
 
 // LeaseClient runs work that leaves the database, once per key, under leases.
 // A LeaseClient is safe for concurrent use. See DoLeased.
@@ -34,20 +31,10 @@ func (c *Client[TTx]) Leases() *LeaseClient {
 }
 
 // Config returns the client's configuration, as Client.Config does.
-func (c *LeaseClient) Config() Config {
-	config := c.settings.Config
-	config.FinalErrors = slices.Clone(config.FinalErrors)
-	return config
-}
+func (c *LeaseClient) Config() Config { return c.settings.config() }
 
 // Get returns the record of a key, with the steps of one in progress. It is
 // ErrNotFound where there is none, or it has expired.
-func (c *LeaseClient) Get(ctx context.Context, key Key) (record *Record, err error) {
-	if err := key.Validate(); err != nil {
-		return nil, err
-	}
-	key = c.settings.storedKey(key)
-	ctx, end := c.settings.trace(ctx, OperationGet, key)
-	defer func() { end(stateOf(record), false, err) }()
-	return c.store.Get(ctx, key)
+func (c *LeaseClient) Get(ctx context.Context, key Key) (*Record, error) {
+	return c.settings.get(ctx, c.store, key)
 }

@@ -98,16 +98,7 @@ func (o *operation[TTx]) ask(ctx context.Context, tx TTx) (Answer, error) {
 	o.running = true
 	answer, err := o.asked.answer(ctx, tx)
 	o.running = false
-	if err == nil {
-		err = answer.Response.Validate()
-	}
-	if err == nil {
-		err = answer.Response.validateSize(o.client.settings.MaxResponseSize)
-	}
-	if err != nil {
-		return Answer{}, err
-	}
-	return answer, nil
+	return o.client.settings.recordable(answer, err)
 }
 
 // traced ends the trace of the call, also where the function panicked or called

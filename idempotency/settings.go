@@ -1,6 +1,9 @@
 package idempotency
 
-import "slices"
+import (
+	"context"
+	"slices"
+)
 
 // settings is a Config with its defaults filled in, and what a client makes of
 // it. Its address is the client's identity.
@@ -19,6 +22,38 @@ func newSettings(config *Config) (*settings, error) {
 	s.KeySecret = nil // nothing asks for it any more
 	s.FinalErrors = slices.Clone(s.FinalErrors)
 	return s, nil
+}
+
+// recordable refuses, besides err, an answer that is not to be recorded.
+func (s *settings) recordable(answer Answer, err error) (Answer, error) {
+	if err == nil {
+		err = answer.Response.Validate()
+	}
+	if err == nil {
+		err = answer.Response.validateSize(s.MaxResponseSize)
+	}
+	if err != nil {
+		return Answer{}, err
+	}
+	return answer, nil
+}
+
+// config returns the Config with its defaults, and without KeySecret.
+func (s *settings) config() Config {
+	config := s.Config
+	config.FinalErrors = slices.Clone(config.FinalErrors)
+	return config
+}
+
+// get is a client's Get from a store.
+func (s *settings) get(ctx context.Context, store Verbs, key Key) (record *Record, err error) {
+	if err := key.Validate(); err != nil {
+		return nil, err
+	}
+	key = s.storedKey(key)
+	ctx, end := s.trace(ctx, OperationGet, key)
+	defer func() { end(stateOf(record), false, err) }()
+	return store.Get(ctx, key)
 }
 
 func (s *settings) beginParams(params *Params) (*BeginParams, error) {

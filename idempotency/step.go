@@ -92,15 +92,21 @@ func Step[T any](ctx context.Context, lease *Lease, name string, arguments Finge
 	}
 	recorded, err := lease.start(ctx, step)
 	if err != nil {
+		if errors.Is(err, ErrStepChanged) {
+			lease.otherProgram(err)
+		}
 		return value, err
 	}
 	if recorded != nil {
 		value, err := codec.decode(lease.first.Key, recorded.Response)
-		return value, lease.change(err)
+		if err != nil {
+			lease.otherProgram(err)
+		}
+		return value, err
 	}
 	made, err := fn(ctx, StepCall{Key: lease.StepKey(name), MayHaveRun: lease.first.Resumed})
 	if err != nil {
-		lease.unmade()
+		lease.stepFailed()
 		return value, err
 	}
 	step.Response, err = codec.encode(made)
@@ -119,11 +125,6 @@ func Step[T any](ctx context.Context, lease *Lease, name string, arguments Finge
 func (l *Lease) start(ctx context.Context, step *StepRecord) (recorded *StepRecord, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	defer func() {
-		if err != nil && l.changed == nil && errors.Is(err, ErrStepChanged) {
-			l.changed = err
-		}
-	}()
 	if l.asked[step.Name] {
 		return nil, l.keyError(fmt.Errorf("%w: step %q is asked for twice in one attempt", ErrStepChanged, step.Name))
 	}
@@ -151,22 +152,18 @@ func (l *Lease) start(ctx context.Context, step *StepRecord) (recorded *StepReco
 	return nil, nil //nolint:nilnil // It is not recorded.
 }
 
-// change keeps an answer from being recorded where a recorded step could not be
-// read.
-func (l *Lease) change(err error) error {
-	if err == nil {
-		return nil
-	}
+// otherProgram keeps an answer from being recorded, since the recorded steps are
+// another program's.
+func (l *Lease) otherProgram(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.changed == nil {
 		l.changed = err
 	}
-	return err
 }
 
-// unmade gives the place of a step back whose function has failed.
-func (l *Lease) unmade() {
+// stepFailed gives its place in the record back.
+func (l *Lease) stepFailed() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.recorded--
@@ -190,7 +187,7 @@ func (l *Lease) record(ctx context.Context, step *StepRecord) error {
 	// The effect is there, whatever the caller has given up since.
 	ctx = context.WithoutCancel(ctx)
 	for pause := firstPoll; ; pause = min(2*pause, longestPoll) {
-		_, err := attempt(ctx, func(ctx context.Context) (None, error) {
+		_, err := bounded(ctx, func(ctx context.Context) (None, error) {
 			return None{}, l.client.store.AddStep(ctx, l.first, step)
 		})
 		switch {
@@ -202,8 +199,7 @@ func (l *Lease) record(ctx context.Context, step *StepRecord) error {
 		case errors.Is(err, ErrInvalidParams):
 			return l.unrecorded(step.Name, err)
 		}
-		if wait := jitter(pause); time.Now().Add(wait).Before(l.Deadline()) {
-			time.Sleep(wait)
+		if wait := jitter(pause); time.Now().Add(wait).Before(l.Deadline()) && sleep(ctx, wait) {
 			continue
 		}
 		return l.keyError(fmt.Errorf("%w before step %q was recorded: %w", ErrLeaseEnded, step.Name, err))

@@ -56,12 +56,6 @@ func (c *TxClient) Complete(ctx context.Context, claim *Claim, response *Respons
 }
 
 // Get returns the record as this transaction sees it, its own claims included.
-func (c *TxClient) Get(ctx context.Context, key Key) (record *Record, err error) {
-	if err := key.Validate(); err != nil {
-		return nil, err
-	}
-	key = c.settings.storedKey(key)
-	ctx, end := c.settings.trace(ctx, OperationGet, key)
-	defer func() { end(stateOf(record), false, err) }()
-	return c.verbs.Get(ctx, key)
+func (c *TxClient) Get(ctx context.Context, key Key) (*Record, error) {
+	return c.settings.get(ctx, c.verbs, key)
 }

@@ -25,13 +25,21 @@ func waitWhileInProgress(ctx context.Context, key Key, wait time.Duration, try f
 		if left <= 0 {
 			return outcome, newInProgressError(key, outcome.RetryAfter, nil)
 		}
-		timer := time.NewTimer(min(jitter(poll), left))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx, min(jitter(poll), left)) {
 			return outcome, newInProgressError(key, outcome.RetryAfter, context.Cause(ctx))
 		}
+	}
+}
+
+// sleep reports whether it lasted to its end, and not only to that of ctx.
+func sleep(ctx context.Context, duration time.Duration) bool {
+	timer := time.NewTimer(duration)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
