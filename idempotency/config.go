@@ -28,16 +28,16 @@ type Config struct {
 	// TTL is how long an answer replays where Params.TTL is zero, which says how
 	// long it should be. At least a microsecond. Defaults to 24 hours.
 	TTL time.Duration
-	// Wait is how long Do and Run wait for another holder of the key where Params.Wait
+	// Wait is how long Do, DoLeased and Run wait for another holder of the key where Params.Wait
 	// is zero. Defaults to 2 seconds; NoWait fails at once.
 	Wait time.Duration
-	// MaxWaiters is how many calls of Do and Run, of all keys together, may wait in
+	// MaxWaiters is how many calls of Do, DoLeased and Run, of all keys together, may wait in
 	// memory for other calls of this client; one more fails at once with
 	// ErrOverloaded.
 	// Defaults to 10,000.
 	MaxWaiters int
 	// MaxSharedBytes bounds how many bytes of answers, of all keys together, calls
-	// of Do turn into results at one time where another call of this client has
+	// of Do and DoLeased turn into results at one time where another call of this client has
 	// found out the answer. Each of them counts all of it until it returns; one
 	// more waits for others to return, or for its context to end. An answer
 	// larger than this goes alone. Results that callers keep do not count.
@@ -92,41 +92,22 @@ func (c *Config) withDefaults() (Config, error) {
 	if config.Wait == 0 {
 		config.Wait = DefaultWait
 	}
-	if config.MaxWaiters < 0 {
-		return config, &ParamError{Field: "Config.MaxWaiters", Reason: "is negative; use NoWait to let nobody wait"}
-	}
-	if config.MaxWaiters == 0 {
-		config.MaxWaiters = DefaultMaxWaiters
-	}
-	if config.MaxSharedBytes < 0 {
-		return config, &ParamError{Field: "Config.MaxSharedBytes", Reason: "is negative"}
-	}
-	if config.MaxSharedBytes == 0 {
-		config.MaxSharedBytes = DefaultMaxSharedBytes
-	}
-	if config.MaxResponseSize < 0 {
-		return config, &ParamError{Field: "Config.MaxResponseSize", Reason: "is negative"}
-	}
-	if config.MaxResponseSize == 0 {
-		config.MaxResponseSize = DefaultMaxResponseSize
+	for _, err := range []error{
+		fillLimit("MaxWaiters", &config.MaxWaiters, DefaultMaxWaiters, "use NoWait to let nobody wait"),
+		fillLimit("MaxSharedBytes", &config.MaxSharedBytes, DefaultMaxSharedBytes, "0 means 64 MiB"),
+		fillLimit("MaxResponseSize", &config.MaxResponseSize, DefaultMaxResponseSize, "0 means 1 MiB"),
+		fillLimit("MaxHold", &config.MaxHold, DefaultMaxHold, "0 means 15 minutes"),
+		fillLimit("MaxAttempts", &config.MaxAttempts, DefaultMaxAttempts, "0 means 10"),
+	} {
+		if err != nil {
+			return config, err
+		}
 	}
 	if config.Lease == 0 {
 		config.Lease = DefaultLease
 	}
-	if err := validateLength("Config.Lease", config.Lease); err != nil {
+	if err := validateLease("Config.Lease", config.Lease); err != nil {
 		return config, err
-	}
-	if config.MaxHold < 0 {
-		return config, &ParamError{Field: "Config.MaxHold", Reason: "is negative"}
-	}
-	if config.MaxHold == 0 {
-		config.MaxHold = DefaultMaxHold
-	}
-	if config.MaxAttempts < 0 {
-		return config, &ParamError{Field: "Config.MaxAttempts", Reason: "is negative"}
-	}
-	if config.MaxAttempts == 0 {
-		config.MaxAttempts = DefaultMaxAttempts
 	}
 	if config.Codec == nil {
 		config.Codec = jsonCodec{}
@@ -149,4 +130,15 @@ func (c *Config) withDefaults() (Config, error) {
 		codes[kind.code] = true
 	}
 	return config, nil
+}
+
+// fillLimit fills in what Config leaves to its default.
+func fillLimit[N int | time.Duration](field string, limit *N, fallback N, advice string) error {
+	if *limit < 0 {
+		return &ParamError{Field: "Config." + field, Reason: "is negative; " + advice}
+	}
+	if *limit == 0 {
+		*limit = fallback
+	}
+	return nil
 }

@@ -3,7 +3,9 @@ package idempotency_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -163,6 +165,57 @@ func TestDoLeasedReleasesWhatHasDoneNothing(t *testing.T) {
 	}
 	if _, err := client.Get(t.Context(), testParams("k").Key); !errors.Is(err, idempotency.ErrNotFound) {
 		t.Errorf("%v, want ErrNotFound", err)
+	}
+}
+
+// Every third of the lease, so that two renewals may fail.
+func TestRenewalsAreCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := newLeasedStore()
+		var extended []time.Duration
+		start := time.Now()
+		store.before = func(verb string) error {
+			if verb == "Extend" {
+				extended = append(extended, time.Since(start))
+			}
+			return nil
+		}
+		_, err := idempotency.DoLeased(t.Context(), leaseClient(t, store, nil), testParams("k"), func(context.Context, *idempotency.Lease) (string, error) {
+			time.Sleep(35 * time.Second) // of synctest
+			return "done", nil
+		})
+		if want := []time.Duration{10 * time.Second, 20 * time.Second, 30 * time.Second}; err != nil || !slices.Equal(extended, want) {
+			t.Errorf("extended after %v, %v; want %v of a lease of 30 s", extended, err, want)
+		}
+	})
+}
+
+// A step whose function fails does not count, and one more than 100 does not run.
+func TestStepsAreBounded(t *testing.T) {
+	t.Parallel()
+	client, errFails := leaseClient(t, newLeasedStore(), nil), errors.New("the step fails")
+	ran := 0
+	_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+		step := func(name string, fails error) error {
+			_, err := idempotency.Step(ctx, lease, name, idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (int, error) {
+				ran++
+				return ran, fails
+			})
+			return err
+		}
+		if err := step("fails", errFails); !errors.Is(err, errFails) {
+			t.Errorf("got %v, want the step's own error", err)
+		}
+		for i := range 100 {
+			if err := step(fmt.Sprint(i), nil); err != nil {
+				return "", err
+			}
+		}
+		return "", step("one more", nil)
+	})
+	if !errors.Is(err, idempotency.ErrInvalidParams) || ran != 101 {
+		t.Errorf("%v after %d runs, want the 101st step to be refused", err, ran)
 	}
 }
 
@@ -659,13 +712,14 @@ func TestGoexitLeavesTheWorkToBeContinued(t *testing.T) {
 	charges, ended := 0, make(chan struct{})
 	go func() {
 		defer close(ended)
-		_, _ = idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+		_, err := idempotency.DoLeased(t.Context(), client, testParams("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
 			if _, err := charge(ctx, lease, &charges); err != nil {
 				t.Error(err)
 			}
 			runtime.Goexit()
 			return "", nil
 		})
+		t.Errorf("DoLeased returned, %v", err)
 	}()
 	<-ended
 	record, err := client.Get(t.Context(), testParams("k").Key)

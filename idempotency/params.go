@@ -24,8 +24,8 @@ type Params struct {
 	// while another call runs the operation no longer undoes what that call did.
 	// At least a microsecond. Defaults to Config.TTL.
 	TTL time.Duration
-	// Wait bounds how long a call waits for another holder of the key. Do and Run
-	// default to Config.Wait. DoTx and TxClient.Begin, which would wait on the
+	// Wait bounds how long a call waits for another holder of the key. Do, DoLeased
+	// and Run default to Config.Wait. DoTx and TxClient.Begin, which would wait on the
 	// caller's own connection, default to NoWait. BeginMany does not wait.
 	Wait time.Duration
 	// Lease is for DoLeased alone: how long the key stays held after this process has
@@ -63,9 +63,9 @@ func (p *Params) validate() error {
 	return validateWait("Wait", p.Wait)
 }
 
-// validateLength refuses leases that could not be renewed in time, or that would
-// keep a key of a process that has died for too long.
-func validateLength(field string, lease time.Duration) error {
+// validateLease refuses what could not be renewed in time, and what would keep a
+// key of a process that has died for too long. A store takes any ValidateLease does.
+func validateLease(field string, lease time.Duration) error {
 	if lease < MinLease || lease > MaxLease {
 		return &ParamError{Field: field, Reason: fmt.Sprintf("is %s; it must be %s to %s", lease, MinLease, MaxLease)}
 	}

@@ -84,7 +84,7 @@ func (s *settings) fillLeaseParams(begin *BeginParams, params *Params) error {
 	if lease == 0 {
 		lease = s.Lease
 	}
-	if err := validateLength("Lease", lease); err != nil {
+	if err := validateLease("Lease", lease); err != nil {
 		return err
 	}
 	s.fillParams(begin, params)

@@ -69,23 +69,6 @@ func (r *row) outcome(params *idempotency.BeginParams) (*idempotency.Outcome, er
 	return record.Judge(params, r.ReadAt.Time)
 }
 
-// nextAttempt is idempotency.Record.NextAttempt.
-func (r *row) nextAttempt(id idempotency.ClaimID) int32 {
-	if r == nil || r.completed() {
-		return 1
-	}
-	record := idempotency.Record{State: idempotency.InProgress, ClaimID: r.ClaimID.Bytes, Attempt: int(r.Attempt), UpdatedAt: r.UpdatedAt.Time, LockedUntil: r.LockedUntil.Time}
-	return int32(record.NextAttempt(id)) //nolint:gosec // It was an int32, and one more.
-}
-
-// nextFingerprint is idempotency.Record.NextFingerprint.
-func (r *row) nextFingerprint(params *idempotency.BeginParams) []byte {
-	if !r.completed() && params.Lease > 0 && params.Fingerprint == idempotency.NoFingerprint {
-		return r.Fingerprint
-	}
-	return params.Fingerprint.Bytes()
-}
-
 func (r *row) record() (*idempotency.Record, error) {
 	fingerprint, err := idempotency.ParseFingerprint(r.Fingerprint)
 	if err != nil {

