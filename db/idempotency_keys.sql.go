@@ -126,6 +126,25 @@ func (q *Queries) KeyBeginMany(ctx context.Context, db DBTX, arg *KeyBeginManyPa
 	return err
 }
 
+const keyCheckBegan = `-- name: KeyCheckBegan :exec
+SELECT
+    CASE
+        WHEN strpos(current_setting('samecommit.claim_ids', true), ($1::uuid)::text || (':' || 'idempotency_keys'::regclass::oid::text || ':')) > 0 THEN 1
+        ELSE CAST(concat('the work began in another transaction, or at another table, than ', current_setting('samecommit.claim_ids', true)) AS integer)
+    END AS began
+`
+
+type KeyCheckBeganParams struct {
+	ClaimID pgtype.UUID
+}
+
+// Goes before KeyComplete, in one flight. As in KeyInsertCompleted: the work must
+// have been done in the transaction that KeyTryLock was in, and at its table.
+func (q *Queries) KeyCheckBegan(ctx context.Context, db DBTX, arg *KeyCheckBeganParams) error {
+	_, err := db.Exec(ctx, keyCheckBegan, arg.ClaimID)
+	return err
+}
+
 const keyClaim = `-- name: KeyClaim :one
 INSERT INTO idempotency_keys (
     scope,
@@ -727,6 +746,31 @@ func (q *Queries) KeyGetMany(ctx context.Context, db DBTX, arg *KeyGetManyParams
 	return items, nil
 }
 
+const keyHold = `-- name: KeyHold :one
+SELECT true AS held
+FROM idempotency_keys
+WHERE scope = $1::text
+    AND id = $2::text
+    AND claim_id = $3::uuid
+    AND locked_until IS NOT NULL
+FOR NO KEY UPDATE
+`
+
+type KeyHoldParams struct {
+	Scope   string
+	ID      string
+	ClaimID pgtype.UUID
+}
+
+// Goes behind KeyTryLock, whose hint keeps others from waiting for the row that
+// this one locks. The lease may have ended: only the claim id decides.
+func (q *Queries) KeyHold(ctx context.Context, db DBTX, arg *KeyHoldParams) (bool, error) {
+	row := db.QueryRow(ctx, keyHold, arg.Scope, arg.ID, arg.ClaimID)
+	var held bool
+	err := row.Scan(&held)
+	return held, err
+}
+
 const keyInsertCompleted = `-- name: KeyInsertCompleted :one
 WITH written AS (
     INSERT INTO idempotency_keys (
@@ -827,6 +871,73 @@ func (q *Queries) KeyIsOwn(ctx context.Context, db DBTX, arg *KeyIsOwnParams) (b
 	var own bool
 	err := row.Scan(&own)
 	return own, err
+}
+
+const keyListAbandoned = `-- name: KeyListAbandoned :many
+SELECT
+    scope::text AS scope,
+    id::text AS id,
+    claim_id,
+    attempt::integer AS attempt,
+    fingerprint::bytea AS fingerprint,
+    created_at,
+    updated_at,
+    locked_until::timestamptz AS locked_until,
+    steps
+FROM idempotency_keys
+WHERE expires_at IS NULL
+    AND unfinished IS NULL
+    AND locked_until <= statement_timestamp()
+ORDER BY created_at
+LIMIT $1
+`
+
+type KeyListAbandonedParams struct {
+	MaxRows int32
+}
+
+type KeyListAbandonedRow struct {
+	Scope       string
+	ID          string
+	ClaimID     pgtype.UUID
+	Attempt     int32
+	Fingerprint []byte
+	CreatedAt   pgtype.Timestamptz
+	UpdatedAt   pgtype.Timestamptz
+	LockedUntil pgtype.Timestamptz
+	Steps       []byte
+}
+
+// The first two conditions are the index's: one on locked_until, or one that has it
+// in its condition, would end HOT updates of a lease.
+func (q *Queries) KeyListAbandoned(ctx context.Context, db DBTX, arg *KeyListAbandonedParams) ([]*KeyListAbandonedRow, error) {
+	rows, err := db.Query(ctx, keyListAbandoned, arg.MaxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []*KeyListAbandonedRow
+	for rows.Next() {
+		var i KeyListAbandonedRow
+		if err := rows.Scan(
+			&i.Scope,
+			&i.ID,
+			&i.ClaimID,
+			&i.Attempt,
+			&i.Fingerprint,
+			&i.CreatedAt,
+			&i.UpdatedAt,
+			&i.LockedUntil,
+			&i.Steps,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, &i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const keyReclaim = `-- name: KeyReclaim :one

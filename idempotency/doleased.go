@@ -25,30 +25,70 @@ import (
 // another call holds the key, DoLeased waits as Do does. Errors are Do's, and
 // ErrClaimLost, ErrNeedsAttention, ErrStepChanged, ErrLeaseEnded and
 // ErrHoldExceeded. ErrOutcomeUnknown: call again with the same key.
-func DoLeased[T any](ctx context.Context, client *LeaseClient, params Params, fn func(ctx context.Context, lease *Lease) (T, error)) (result Result[T], err error) {
-	op, err := newLeasedOperation(client, &params, fn)
+func DoLeased[T any](ctx context.Context, client *LeaseClient, params Params, fn func(ctx context.Context, lease *Lease) (T, error)) (Result[T], error) {
+	op, err := newLeasedOperation[T](client, &params)
 	if err != nil {
 		return Result[T]{}, err
 	}
-	ctx, end := client.settings.trace(ctx, OperationDoLeased, op.begin.Key)
+	if fn == nil {
+		return Result[T]{}, &ParamError{Field: "fn", Reason: "is nil"}
+	}
+	op.fn = fn
+	return op.do(ctx, OperationDoLeased, params.waitOr(client.settings.Wait))
+}
+
+// leasedOperation is one call of DoLeased or DoExternal.
+type leasedOperation[T any] struct {
+	client *LeaseClient
+	begin  BeginParams
+	typedAnswer[T]
+	fn func(ctx context.Context, lease *Lease) (T, error)
+	// commit makes the answer, of what fn has done, and records it. Where it is nil,
+	// what fn returns is the answer.
+	commit func(ctx context.Context, claim *Claim) (*Record, error)
+	// unheard says that a claim of this call may have been made without its hearing
+	// of that.
+	unheard bool
+	// running says that a function of the caller's has not returned.
+	running bool
+}
+
+func newLeasedOperation[T any](client *LeaseClient, params *Params) (*leasedOperation[T], error) {
+	if client == nil {
+		return nil, &ParamError{Field: "client", Reason: "is nil"}
+	}
+	op := &leasedOperation[T]{client: client}
+	if err := client.settings.fillLeaseParams(&op.begin, params); err != nil {
+		return nil, err
+	}
+	// One for all tries of this call: a claim whose reply was lost is found again.
+	op.begin.ClaimID = NewClaimID()
+	var err error
+	op.codec, err = newResultCodec[T](client.settings.Codec)
+	return op, err
+}
+
+func (o *leasedOperation[T]) do(ctx context.Context, operation Operation, wait time.Duration) (result Result[T], err error) {
+	client := o.client
+	ctx, end := client.settings.trace(ctx, operation, o.begin.Key)
 	state := State(0)
 	defer func() {
 		replayed := result.Replayed
-		if op.running {
+		if o.running {
 			state, replayed, err = 0, false, ErrNotReturned
 		}
 		end(state, replayed, err)
 	}()
-	if err := client.settings.checkNesting(ctx, op.begin.Key); err != nil {
+	if err := client.settings.checkNesting(ctx, o.begin.Key); err != nil {
 		return Result[T]{}, err
 	}
-	outcome, shared, err := client.gate.do(ctx, &op.begin, params.waitOr(client.settings.Wait), func(p *pass) (*Outcome, error) {
-		return op.try(ctx, p)
+	outcome, shared, err := client.gate.do(ctx, &o.begin, wait, func(p *pass) (*Outcome, error) {
+		return o.try(ctx, p)
 	})
 	state = outcomeState(outcome)
 	if err != nil {
-		if op.unheard && errors.Is(err, ErrInProgress) {
-			err = op.giveUp(ctx, err) // it may be this call's own that is in progress
+		if o.unheard && errors.Is(err, ErrInProgress) {
+			err = o.giveUp(ctx, err) // it may be this call's own that is in progress
 		}
 		return Result[T]{}, err
 	}
@@ -59,38 +99,7 @@ func DoLeased[T any](ctx context.Context, client *LeaseClient, params Params, fn
 		}
 		defer give()
 	}
-	return op.result(client.settings, outcome)
-}
-
-// leasedOperation is one call of DoLeased.
-type leasedOperation[T any] struct {
-	client *LeaseClient
-	begin  BeginParams
-	typedAnswer[T]
-	fn func(ctx context.Context, lease *Lease) (T, error)
-	// unheard says that a claim of this call may have been made without its hearing
-	// of that.
-	unheard bool
-	// running says that fn has not returned.
-	running bool
-}
-
-func newLeasedOperation[T any](client *LeaseClient, params *Params, fn func(context.Context, *Lease) (T, error)) (*leasedOperation[T], error) {
-	switch {
-	case client == nil:
-		return nil, &ParamError{Field: "client", Reason: "is nil"}
-	case fn == nil:
-		return nil, &ParamError{Field: "fn", Reason: "is nil"}
-	}
-	op := &leasedOperation[T]{client: client, fn: fn}
-	if err := client.settings.fillLeaseParams(&op.begin, params); err != nil {
-		return nil, err
-	}
-	// One for all tries of this call: a claim whose reply was lost is found again.
-	op.begin.ClaimID = NewClaimID()
-	var err error
-	op.codec, err = newResultCodec[T](client.settings.Codec)
-	return op, err
+	return o.result(client.settings, outcome)
 }
 
 // try claims the key once, and does the work if it got it.
@@ -165,25 +174,39 @@ func (o *leasedOperation[T]) work(ctx context.Context, claim *Claim) (*Record, e
 		lease.renew(inside, o.begin.Lease)
 	}()
 	hold := time.AfterFunc(o.client.settings.MaxHold, func() { lease.end(lease.keyError(ErrHoldExceeded)) })
-	kept := false
-	// Also on panic and runtime.Goexit, which pass through unchanged.
-	defer func() {
+	stop := func() {
 		hold.Stop()
 		cancel(nil)
 		<-renewed
+	}
+	kept := false
+	// Also on panic and runtime.Goexit, which pass through unchanged.
+	defer func() {
+		stop()
 		if !kept {
 			lease.letGo(ctx)
 		}
 	}()
 
-	answer, err := o.answer(inside, lease)
+	value, err := o.call(inside, func(ctx context.Context) (T, error) { return o.fn(ctx, lease) })
+	commits := err == nil && o.commit != nil
+	var answer Answer
+	if !commits {
+		answer, err = o.answer(value, err)
+	}
 	if err == nil {
 		err = lease.finish()
 	}
 	if err != nil {
 		return nil, ended(inside, ctx, err)
 	}
-	record, err := lease.complete(ctx, answer.Response)
+	var record *Record
+	if commits {
+		stop() // a renewal would wait for the row of the key
+		record, err = o.commit(ctx, claim)
+	} else {
+		record, err = lease.complete(ctx, answer.Response)
+	}
 	// Where that failed the key is let go of, which an answer that was recorded
 	// nevertheless does not mind.
 	kept = err == nil
@@ -198,13 +221,18 @@ func ended(inside, ctx context.Context, err error) error {
 	return err
 }
 
-// answer calls fn and encodes what it returns.
-func (o *leasedOperation[T]) answer(ctx context.Context, lease *Lease) (Answer, error) {
-	settings := o.client.settings
-	ctx, done := settings.hold(ctx, o.begin.Key)
+// call calls a function of the caller's, in a context that marks the key as held.
+func (o *leasedOperation[T]) call(ctx context.Context, fn func(ctx context.Context) (T, error)) (T, error) {
+	ctx, done := o.client.settings.hold(ctx, o.begin.Key)
 	defer done()
 	o.running = true
-	value, err := o.fn(ctx, lease)
+	value, err := fn(ctx)
 	o.running = false
+	return value, err
+}
+
+// answer encodes what a function of the caller's has returned.
+func (o *leasedOperation[T]) answer(value T, err error) (Answer, error) {
+	settings := o.client.settings
 	return settings.recordable(o.encode(settings, o.begin.Key, value, err))
 }

@@ -73,6 +73,13 @@ type TxStore[TTx any] interface {
 	// refuses to commit and to roll back, with an error that is ErrOwned; Run
 	// then fails with it too.
 	Run(ctx context.Context, params *BeginParams, fn func(ctx context.Context, tx TTx) (Answer, error)) (*Outcome, error)
+	// RunHeld calls fn in a transaction of its own under the claim of a lease, and
+	// commits fn's writes together with the response of fn's answer, as Run does; fn
+	// runs again as in Run. Until then others find the key in progress, also where
+	// the lease ends meanwhile. ErrClaimLost as for Complete, before fn is called
+	// where the claim is lost by then. Where it fails, nothing is committed, and the
+	// claim is held as before.
+	RunHeld(ctx context.Context, claim *Claim, fn func(ctx context.Context, tx TTx) (Answer, error)) (*Record, error)
 	// Transact calls fn in a transaction like Run's, without a key, and commits it
 	// where fn returns nil. A lost reply to the commit is ErrOutcomeUnknown, after
 	// which fn does not run again.
@@ -95,6 +102,19 @@ type Sweeper interface {
 
 // DefaultDeleteLimit is how many records a Sweeper deletes where the limit is 0.
 const DefaultDeleteLimit = 1000
+
+// Lister is what a Store also is that can find leased work which nobody is at. It is
+// found by a type assertion, as Sweeper is.
+type Lister interface {
+	// ListAbandoned returns at most limit records whose lease has ended or was
+	// suspended, by CreatedAt, which is when the lease began: oldest first. A limit
+	// of 0 means DefaultListLimit. Who continues the work moves a record to the end;
+	// one that ErrNeedsAttention keeps from everybody stays where it is.
+	ListAbandoned(ctx context.Context, limit int) ([]*Record, error)
+}
+
+// DefaultListLimit is how many records a Lister returns where the limit is 0.
+const DefaultListLimit = 100
 
 // BatchVerbs is what a store's Verbs in a transaction may also have: many keys
 // in a number of statements that does not grow with them. Without it,

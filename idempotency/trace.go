@@ -10,6 +10,7 @@ const (
 	OperationDo           Operation = "do"
 	OperationDoTx         Operation = "do_tx"
 	OperationDoLeased     Operation = "do_leased"
+	OperationDoExternal   Operation = "do_external"
 	OperationRun          Operation = "run"
 	OperationTransact     Operation = "transact"
 	OperationBegin        Operation = "begin"

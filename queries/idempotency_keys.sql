@@ -157,6 +157,26 @@ SELECT
     CAST(coalesce((SELECT one FROM written), 'a trigger or rule kept the row from being written') AS integer) AS written,
     statement_timestamp()::timestamptz AS created_at;
 
+-- name: KeyHold :one
+-- Goes behind KeyTryLock, whose hint keeps others from waiting for the row that
+-- this one locks. The lease may have ended: only the claim id decides.
+SELECT true AS held
+FROM idempotency_keys
+WHERE scope = @scope::text
+    AND id = @id::text
+    AND claim_id = @claim_id::uuid
+    AND locked_until IS NOT NULL
+FOR NO KEY UPDATE;
+
+-- name: KeyCheckBegan :exec
+-- Goes before KeyComplete, in one flight. As in KeyInsertCompleted: the work must
+-- have been done in the transaction that KeyTryLock was in, and at its table.
+SELECT
+    CASE
+        WHEN strpos(current_setting('samecommit.claim_ids', true), (@claim_id::uuid)::text || (':' || 'idempotency_keys'::regclass::oid::text || ':')) > 0 THEN 1
+        ELSE CAST(concat('the work began in another transaction, or at another table, than ', current_setting('samecommit.claim_ids', true)) AS integer)
+    END AS began;
+
 -- name: KeyClaim :one
 -- Claims a key that has no row. The lock is tried only where no row is visible:
 -- otherwise a bystander's open transaction would pin the key. No row back means
@@ -388,6 +408,26 @@ SELECT
     count(*)::bigint AS deleted,
     coalesce(max(expires_at), 'epoch')::timestamptz AS expired_until
 FROM deleted;
+
+-- name: KeyListAbandoned :many
+-- The first two conditions are the index's: one on locked_until, or one that has it
+-- in its condition, would end HOT updates of a lease.
+SELECT
+    scope::text AS scope,
+    id::text AS id,
+    claim_id,
+    attempt::integer AS attempt,
+    fingerprint::bytea AS fingerprint,
+    created_at,
+    updated_at,
+    locked_until::timestamptz AS locked_until,
+    steps
+FROM idempotency_keys
+WHERE expires_at IS NULL
+    AND unfinished IS NULL
+    AND locked_until <= statement_timestamp()
+ORDER BY created_at
+LIMIT @max_rows;
 
 -- name: KeyBeginMany :exec
 -- Goes before KeyClaimMany in one savepoint. The claim id is left with the

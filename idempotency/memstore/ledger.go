@@ -44,6 +44,9 @@ func (l *ledger) begin(w *work, params *idempotency.BeginParams) (*idempotency.O
 	key, now := params.Key, time.Now()
 	record, own := l.find(w, key)
 	holder := l.holders[key]
+	if w != nil && w.held == key {
+		return nil, &idempotency.KeyError{Key: key, Err: idempotency.ErrNested}
+	}
 	outcome, err := record.Judge(params, now)
 	switch {
 	case err != nil:
@@ -143,6 +146,22 @@ func (l *ledger) put(w *work, record *idempotency.Record) {
 	}
 	w.writes[record.Key] = record
 	l.holders[record.Key] = w
+}
+
+func (l *ledger) listAbandoned(limit int) []*idempotency.Record {
+	var found []*idempotency.Record
+	now := time.Now()
+	for _, record := range l.records {
+		if record.State == idempotency.InProgress && !record.LockedUntil.After(now) {
+			found = append(found, record)
+		}
+	}
+	slices.SortFunc(found, func(a, b *idempotency.Record) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	found = found[:min(limit, len(found))]
+	for i, record := range found {
+		found[i] = record.Clone()
+	}
+	return found
 }
 
 func (l *ledger) deleteExpired(limit int) int {

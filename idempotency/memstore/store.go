@@ -17,6 +17,7 @@ type Store[TTx any] struct {
 var (
 	_ idempotency.TxStore[*Tx] = (*Store[*Tx])(nil)
 	_ idempotency.Sweeper      = (*Store[*Tx])(nil)
+	_ idempotency.Lister       = (*Store[*Tx])(nil)
 )
 
 // New returns an empty store. newTx makes the caller's transaction type out of
@@ -151,6 +152,19 @@ func (s *Store[TTx]) DeleteExpired(_ context.Context, limit int) (int, error) {
 	return s.ledger.deleteExpired(limit), nil
 }
 
+// ListAbandoned returns leased work that nobody is at. See idempotency.Lister.
+func (s *Store[TTx]) ListAbandoned(_ context.Context, limit int) ([]*idempotency.Record, error) {
+	if limit < 0 {
+		return nil, &idempotency.ParamError{Field: "limit", Reason: "is negative; 0 means 100"}
+	}
+	if limit == 0 {
+		limit = idempotency.DefaultListLimit
+	}
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	return s.ledger.listAbandoned(limit), nil
+}
+
 // WithTx returns the verbs as part of tx: a *Tx, or anything with a method
 // MemTx() *Tx. With any other transaction every verb returns a *ParamError.
 func (s *Store[TTx]) WithTx(tx TTx) idempotency.Verbs {
@@ -171,9 +185,31 @@ func (s *Store[TTx]) Run(ctx context.Context, params *idempotency.BeginParams,
 	if err != nil || outcome.State != idempotency.New {
 		return outcome, err
 	}
+	record, err := s.run(ctx, tx, outcome.Claim, fn)
+	if err != nil {
+		return nil, err
+	}
+	return &idempotency.Outcome{State: idempotency.Completed, Record: record, Executed: true}, nil
+}
 
+// RunHeld is Run under the claim of a lease. See idempotency.TxStore.
+func (s *Store[TTx]) RunHeld(ctx context.Context, claim *idempotency.Claim,
+	fn func(ctx context.Context, tx TTx) (idempotency.Answer, error),
+) (*idempotency.Record, error) {
+	tx := s.NewTx()
+	defer func() { _ = tx.Rollback(ctx) }()
+	if err := tx.hold(claim); err != nil {
+		return nil, err
+	}
+	return s.run(ctx, tx, claim, fn)
+}
+
+// run calls fn in tx, which holds the claim, and commits.
+func (s *Store[TTx]) run(ctx context.Context, tx *Tx, claim *idempotency.Claim,
+	fn func(ctx context.Context, tx TTx) (idempotency.Answer, error),
+) (*idempotency.Record, error) {
 	var answer idempotency.Answer
-	err = tx.nested(func(view *Tx) (err error) {
+	err := tx.nested(func(view *Tx) (err error) {
 		if answer, err = fn(ctx, s.newTx(view)); err != nil {
 			return err
 		}
@@ -188,11 +224,7 @@ func (s *Store[TTx]) Run(ctx context.Context, params *idempotency.BeginParams,
 	if err != nil && err != errUndo { //nolint:errorlint // nested returns this very value.
 		return nil, err
 	}
-	record, err := tx.finish(outcome.Claim, answer.Response)
-	if err != nil {
-		return nil, err
-	}
-	return &idempotency.Outcome{State: idempotency.Completed, Record: record, Executed: true}, nil
+	return tx.finish(claim, answer.Response)
 }
 
 // Transact calls fn in a transaction of its own. See idempotency.TxStore.

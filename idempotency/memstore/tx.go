@@ -35,6 +35,8 @@ type Tx struct {
 type work struct {
 	writes  map[idempotency.Key]*idempotency.Record
 	effects []func()
+	// held is the key that RunHeld holds by this transaction.
+	held idempotency.Key
 	// failed is why the transaction cannot commit any more.
 	failed error
 	ended  bool
@@ -175,19 +177,37 @@ func (t *Tx) nested(fn func(view *Tx) error) error {
 	return err
 }
 
-// finish records the response of Run and commits. A row that is written once,
-// as Run's is, was created when it was last changed.
+// hold makes the key of a lease the transaction's, until that ends.
+func (t *Tx) hold(claim *idempotency.Claim) error {
+	if err := claim.ValidateComplete(); err != nil {
+		return err
+	}
+	t.ledger.mu.Lock()
+	defer t.ledger.mu.Unlock()
+	record, err := t.ledger.held(t.work, claim)
+	if err == nil {
+		t.work.held = claim.Key
+		t.ledger.put(t.work, record)
+	}
+	return err
+}
+
+// finish records the response of Run or RunHeld and commits. A row that is written
+// once, as Run's is, was created when it was last changed.
 func (t *Tx) finish(claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
 	t.ledger.mu.Lock()
 	defer t.ledger.mu.Unlock()
 	if err := t.usable(); err != nil {
 		return nil, err
 	}
+	begun, _ := t.ledger.find(t.work, claim.Key)
 	record, err := t.ledger.complete(t.work, claim, response)
 	if err != nil {
 		return nil, err
 	}
-	record.CreatedAt = record.UpdatedAt
+	if begun.LockedUntil.IsZero() {
+		record.CreatedAt = record.UpdatedAt
+	}
 	if err := t.commit(); err != nil {
 		return nil, err
 	}

@@ -104,7 +104,7 @@ func (r *run) lookForCommit(ctx context.Context) (outcome *idempotency.Outcome, 
 	defer transaction.Rollback(ctx)
 	found := again.seen
 	switch {
-	case found != nil && found.ClaimID == uuid(r.claimID):
+	case found.completed() && found.ClaimID == uuid(r.claimID):
 		record, err := found.record()
 		if err != nil {
 			return nil, err

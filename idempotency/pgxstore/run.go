@@ -30,7 +30,7 @@ func (s *Store) Run(ctx context.Context, params *idempotency.BeginParams, fn fun
 	return outcome, nil
 }
 
-// run is one try of Run: one claim id, one transaction.
+// run is one try of Run, or of RunHeld: one claim id, one transaction.
 type run struct {
 	store   *Store
 	params  *idempotency.BeginParams
@@ -41,8 +41,9 @@ type run struct {
 	tx ownedTx
 	// found is what KeyGet returns, once its result has been read.
 	found *db.KeyGetRow
-	// insertErr is the error of the last statement; errNotSent until it is read.
-	insertErr error
+	// writeErr is the error of the statement that writes the answer; errNotSent until
+	// it is read.
+	writeErr error
 	// seen is the row that the answer replaces: an expired answer, or a claim
 	// whose lease has ended. Nil where the key had no row.
 	seen *row
@@ -98,17 +99,10 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		return &idempotency.Outcome{State: idempotency.InProgress}, nil
 	}
 
-	r.tx = ownedTx{transaction.Tx(), r.params.Key}
-	answer, err := fn(ctx, &r.tx)
-	if err == nil {
-		err = answer.Response.Validate()
-	}
-	if cause := transaction.Cause(err); cause != nil {
-		if transaction.Tx().Conn().IsClosed() && endedIdle(cause) {
-			cause = r.idle(cause)
-		}
+	answer, err := r.call(ctx, transaction, fn)
+	if err != nil {
 		transaction.Rollback(ctx)
-		return r.afterFailure(ctx, cause)
+		return r.afterFailure(ctx, err)
 	}
 	if answer.UndoWrites {
 		// A new transaction: fn's may have been aborted by an SQL error, which
@@ -132,6 +126,20 @@ func (r *run) begin(ctx context.Context, open func(ctx context.Context) (*txhelp
 		return err
 	})
 	return transaction, err
+}
+
+// call calls fn, and says why its work cannot be committed.
+func (r *run) call(ctx context.Context, transaction *txhelper.Transaction, fn func(ctx context.Context, tx pgx.Tx) (idempotency.Answer, error)) (idempotency.Answer, error) {
+	r.tx = ownedTx{transaction.Tx(), r.params.Key}
+	answer, err := fn(ctx, &r.tx)
+	if err == nil {
+		err = answer.Response.Validate()
+	}
+	cause := transaction.Cause(err)
+	if cause != nil && transaction.Tx().Conn().IsClosed() && endedIdle(cause) {
+		cause = r.idle(cause)
+	}
+	return answer, cause
 }
 
 // decided judges the row that was seen, if there was one that leaves no choice.
@@ -200,7 +208,7 @@ func (r *run) queueTryLock(ctx context.Context, batch *pgx.Batch) *db.KeyTryLock
 // cannot be written the server skips the commit.
 func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, response *idempotency.Response) (*idempotency.Outcome, error) {
 	var written *db.KeyInsertCompletedRow
-	r.insertErr = errNotSent
+	r.writeErr = errNotSent
 	sent := time.Now()
 	err := transaction.Commit(ctx, func(batch *pgx.Batch) {
 		written = r.queueInsert(ctx, batch, response)
@@ -208,32 +216,38 @@ func (r *run) finish(ctx context.Context, transaction *txhelper.Transaction, res
 	if err == nil {
 		return r.finished(response, written), nil
 	}
-	ambiguous, isAmbiguous := errors.AsType[*txhelper.AmbiguousCommitError](err)
-	switch {
-	case isAmbiguous:
-		// inserted may still be at work.
+	if ambiguous, ok := errors.AsType[*txhelper.AmbiguousCommitError](err); ok {
+		// wrote may still be at work.
 		return r.resolve(ctx, ambiguous, sent)
+	}
+	return r.afterFailure(ctx, r.notCommitted(err))
+}
+
+// notCommitted says why the last flight, which has committed nothing, failed with
+// err.
+func (r *run) notCommitted(err error) error {
+	switch {
 	case endedIdle(err):
-		return r.afterFailure(ctx, r.idle(err))
+		return r.idle(err)
 	case errors.Is(err, txhelper.ErrLostBeforeCommit):
-		return r.afterFailure(ctx, &leftNothingError{cause: err})
-	case r.insertErr == nil:
-		return r.afterFailure(ctx, err) // of the commit itself
+		return &leftNothingError{cause: err}
+	case r.writeErr == nil:
+		return err // of the commit itself
 	}
 	// Ours is known by its position: a constraint of the caller's, deferred to
 	// the commit, may raise the same codes.
 	switch state := sqlState(err); {
 	case state == codeUniqueViolation, state == codeDivisionByZero, state == codeLockTimeout:
-		return r.afterFailure(ctx, errTryAgain)
+		return errTryAgain
 	case says(err, beganText) && says(err, uuid(r.claimID).String()):
 		// The mark is there, with another table's oid.
-		return nil, &idempotency.KeyError{Key: r.params.Key, Err: ErrTableMoved}
+		return &idempotency.KeyError{Key: r.params.Key, Err: ErrTableMoved}
 	case says(err, beganText):
-		return r.afterFailure(ctx, txhelper.ErrEnded)
+		return txhelper.ErrEnded
 	case says(err, suppressedText):
-		return nil, &idempotency.KeyError{Key: r.params.Key, Err: ErrRowSuppressed}
+		return &idempotency.KeyError{Key: r.params.Key, Err: ErrRowSuppressed}
 	default:
-		return r.afterFailure(ctx, r.explain(err))
+		return r.explain(err)
 	}
 }
 
@@ -256,7 +270,8 @@ func (r *run) finished(response *idempotency.Response, written *db.KeyInsertComp
 	return &f.outcome
 }
 
-// errNotSent stands for the result of our last statement until it is read.
+// errNotSent stands for the result of the statement that writes the answer until it
+// is read.
 var errNotSent = errors.New("pgxstore: statement was not sent")
 
 // attempt is the number of this claim. What was suspended, and is not counted, Run
@@ -270,7 +285,7 @@ func (r *run) attempt() int {
 
 // queueInsert queues the statement that writes the finished row.
 func (r *run) queueInsert(ctx context.Context, batch *pgx.Batch, response *idempotency.Response) *db.KeyInsertCompletedRow {
-	key, queries, q := r.params.Key, r.store.queries, txhelper.Queue(batch, r.inserted)
+	key, queries, q := r.params.Key, r.store.queries, txhelper.Queue(batch, r.wrote)
 	if r.seen == nil {
 		written, _ := queries.KeyInsertCompleted(ctx, q, &db.KeyInsertCompletedParams{
 			Scope: key.Scope, ID: key.ID, ClaimID: uuid(r.claimID), Fingerprint: r.params.Fingerprint.Bytes(),
@@ -286,8 +301,8 @@ func (r *run) queueInsert(ctx context.Context, batch *pgx.Batch, response *idemp
 	return (*db.KeyInsertCompletedRow)(replaced) // the same columns
 }
 
-func (r *run) inserted(err error) error {
-	r.insertErr = err
+func (r *run) wrote(err error) error {
+	r.writeErr = err
 	return err
 }
 
@@ -295,8 +310,10 @@ func (r *run) inserted(err error) error {
 // meanwhile, and otherwise returns cause. Nothing of this try is committed,
 // unless cause is txhelper.ErrEnded.
 func (r *run) afterFailure(ctx context.Context, cause error) (*idempotency.Outcome, error) {
-	if errors.Is(cause, txhelper.ErrOwned) || errors.Is(cause, txhelper.ErrEnded) {
-		return nil, cause // a mistake in fn, which a replay would hide
+	for _, mistake := range []error{txhelper.ErrOwned, txhelper.ErrEnded, ErrTableMoved, ErrRowSuppressed} {
+		if errors.Is(cause, mistake) {
+			return nil, cause // which a replay would hide
+		}
 	}
 	found, err := r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)
 	if err != nil || !found.live() {

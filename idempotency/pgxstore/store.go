@@ -121,6 +121,7 @@ type Store struct {
 var (
 	_ idempotency.TxStore[pgx.Tx] = (*Store)(nil)
 	_ idempotency.Sweeper         = (*Store)(nil)
+	_ idempotency.Lister          = (*Store)(nil)
 	_ idempotency.NamespaceStore  = (*Store)(nil)
 )
 

@@ -193,16 +193,25 @@ func (s *Store) claim(ctx context.Context, q txhelper.Querier, params *idempoten
 }
 
 func (s *Store) complete(ctx context.Context, q txhelper.Querier, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
-	done, err := s.queries.KeyComplete(ctx, q, &db.KeyCompleteParams{
-		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
-		Response: response.Body, ResponseType: response.Type, TTL: interval(claim.TTL), LockID: lockID(claim.Key),
-	})
+	done, err := s.queueComplete(ctx, q, claim, response)
 	if sqlState(err) == codeDivisionByZero {
 		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
 	}
 	if err != nil {
 		return nil, err
 	}
+	return completedRecord(claim, response, done)
+}
+
+// queueComplete sends the completion, or queues it, where q does.
+func (s *Store) queueComplete(ctx context.Context, q txhelper.Querier, claim *idempotency.Claim, response *idempotency.Response) (*db.KeyCompleteRow, error) {
+	return s.queries.KeyComplete(ctx, q, &db.KeyCompleteParams{
+		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
+		Response: response.Body, ResponseType: response.Type, TTL: interval(claim.TTL), LockID: lockID(claim.Key),
+	})
+}
+
+func completedRecord(claim *idempotency.Claim, response *idempotency.Response, done *db.KeyCompleteRow) (*idempotency.Record, error) {
 	completed := &row{key: claim.Key, KeyGetRow: &db.KeyGetRow{
 		ClaimID: uuid(claim.ID), Attempt: done.Attempt, Fingerprint: done.Fingerprint,
 		Response: response.Body, ResponseType: response.Type,

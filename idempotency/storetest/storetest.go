@@ -16,15 +16,20 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 )
 
-// Run checks the verbs, the leases and the steps of a store, and the sweep of one that is an
-// idempotency.Sweeper, in parallel subtests. Each calls newStore once, and Run does,
-// to see what it makes. It may return the same database again as long as nobody
-// else's expired records are in it, which DeleteExpired would count.
+// Run checks the verbs, the leases and the steps of a store, the sweep of one that is
+// an idempotency.Sweeper and the list of one that is an idempotency.Lister, in
+// parallel subtests. Each calls newStore once, and Run does, to see what it makes. It
+// may return the same database again as long as nobody else's expired records and
+// abandoned work are in it, which the sweep and the list would count.
 func Run(t *testing.T, newStore func(t *testing.T) idempotency.Store) {
 	t.Helper()
 	all := [][]testCase[*suite]{verbCases, leaseCases, stepCases}
-	if _, ok := newStore(t).(idempotency.Sweeper); ok {
+	store := newStore(t)
+	if _, ok := store.(idempotency.Sweeper); ok {
 		all = append(all, sweepCases)
+	}
+	if _, ok := store.(idempotency.Lister); ok {
+		all = append(all, listCases)
 	}
 	for _, cases := range all {
 		for _, c := range cases {
@@ -41,7 +46,7 @@ func Run(t *testing.T, newStore func(t *testing.T) idempotency.Store) {
 // may share a database.
 func RunTx[TTx any](t *testing.T, newHarness func(t *testing.T) Harness[TTx]) {
 	t.Helper()
-	for _, cases := range [][]testCase[*txSuite[TTx]]{txCases[TTx](), batchCases[TTx](), runCases[TTx](), savepointCases[TTx](), transactCases[TTx](), stepTxCases[TTx]()} {
+	for _, cases := range [][]testCase[*txSuite[TTx]]{txCases[TTx](), batchCases[TTx](), runCases[TTx](), savepointCases[TTx](), transactCases[TTx](), stepTxCases[TTx](), runHeldCases[TTx]()} {
 		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()

@@ -48,6 +48,8 @@ ALTER TABLE idempotency_keys
 
 CREATE INDEX idempotency_keys_expires_at_idx ON public.idempotency_keys USING btree (expires_at) WHERE (expires_at IS NOT NULL);
 
+CREATE INDEX idempotency_keys_leased_created_at_idx ON public.idempotency_keys USING btree (created_at) WHERE ((expires_at IS NULL) AND (unfinished IS NULL));
+
 COMMENT ON TABLE idempotency_keys IS 'One row per idempotency key: who claimed it, and the recorded answer once completed. Written by samecommit.';
 
 CREATE TABLE idempotency_unfinished (

@@ -1,0 +1,49 @@
+package pgxstore
+
+import (
+	"context"
+	"math"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/samecommit/samecommit/db"
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// ListAbandoned returns leased work that nobody is at. See idempotency.Lister.
+func (s *Store) ListAbandoned(ctx context.Context, limit int) ([]*idempotency.Record, error) {
+	if limit < 0 || limit > math.MaxInt32 {
+		return nil, &idempotency.ParamError{Field: "limit", Reason: "is not between 0 and 2,147,483,647"}
+	}
+	if limit == 0 {
+		limit = idempotency.DefaultListLimit
+	}
+	queue, err := s.settingsOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var found []*db.KeyListAbandonedRow
+	batch := &pgx.Batch{}
+	queue(batch)
+	_ = s.queries.PlanByIndex(ctx, txhelper.Queue(batch, nil))
+	txhelper.QueueStep(batch, func(q txhelper.Querier) (err error) {
+		found, err = s.queries.KeyListAbandoned(ctx, q, &db.KeyListAbandonedParams{MaxRows: int32(limit)}) //nolint:gosec // As checked above.
+		return err
+	})
+	_ = s.queries.PlanAsBefore(ctx, txhelper.Queue(batch, nil))
+	if err := s.db.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, explainWithoutKey("list abandoned", lostBeforeCommit(err))
+	}
+	records := make([]*idempotency.Record, len(found))
+	for i, one := range found {
+		row := &row{key: idempotency.Key{Scope: one.Scope, ID: one.ID}, KeyGetRow: &db.KeyGetRow{
+			ClaimID: one.ClaimID, Attempt: one.Attempt, Fingerprint: one.Fingerprint,
+			CreatedAt: one.CreatedAt, UpdatedAt: one.UpdatedAt, LockedUntil: one.LockedUntil, Steps: one.Steps,
+		}}
+		if records[i], err = row.record(); err != nil {
+			return nil, err
+		}
+	}
+	return records, nil
+}
