@@ -254,6 +254,8 @@ var flows = []*flow{
 	{name: "lease-suspend", statements: true, commits: true, prepare: leased, run: suspendLease, audit: auditSuspend, answers: []kind{executed}},
 	{name: "lease-complete", statements: true, commits: true, prepare: leasedEffect, run: completeLease, audit: auditComplete, answers: []kind{executed}},
 	{name: "lease-complete-in-tx", ownTx: true, everyLevel: true, commits: true, prepare: leased, run: completeLeaseInTx, audit: auditCompleteInTx, answers: []kind{executed}},
+	{name: "lease-run", everyLevel: true, commits: true, prepare: leased, run: runHeld, audit: auditRunHeld, answers: []kind{executed}},
+	{name: "DoExternal", commits: true, run: doExternal, audit: auditExternal, answers: []kind{executed}},
 	{name: "lease-release", statements: true, commits: true, prepare: leased, run: releaseLease, audit: auditRelease, answers: []kind{executed}},
 	{name: "lease-takeover", statements: true, commits: true, prepare: abandoned, run: claimLease, audit: auditTakeover, answers: []kind{executed}},
 	{name: "sweep", statements: true, alone: true, commits: true, prepare: litter, run: sweep, audit: auditSweep, answers: []kind{executed}},

@@ -6,12 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/txhelper"
 )
 
@@ -214,6 +216,98 @@ var auditCompleteInTx = auditCompletion(func(ctx context.Context, tr *trial) err
 	}
 	return err
 })
+
+// runUnder runs fn under the trial's claim, and returns the id that is recorded.
+func (tr *trial) runUnder(ctx context.Context, store *pgxstore.Store, fn func(ctx context.Context, tx pgx.Tx) (string, error)) (id string, err error) {
+	record, err := store.RunHeld(ctx, tr.claim, func(ctx context.Context, tx pgx.Tx) (idempotency.Answer, error) {
+		id, err := fn(ctx, tx)
+		return idempotency.Answer{Response: response(id)}, err
+	})
+	if err != nil {
+		return "", err
+	}
+	return recordedID(record), nil
+}
+
+func recordedID(record *idempotency.Record) string {
+	return strings.Trim(string(record.Response.Body), `"`)
+}
+
+func runHeld(ctx context.Context, tr *trial) answer {
+	id, err := tr.runUnder(ctx, tr.cutStore, tr.operation)
+	return answerOf(id, false, err)
+}
+
+// auditRunHeld checks that the claim is completed or still held, and does what a
+// holder does who did not hear.
+func auditRunHeld(ctx context.Context, tr *trial, got answer) (bool, error) {
+	found, err := tr.store.Get(ctx, tr.params().Key)
+	if err != nil {
+		return false, err
+	}
+	done := found.State == idempotency.Completed
+	if found.ClaimID != tr.claim.ID || !done && got.kind == executed || done && got.kind == failed {
+		return done, fmt.Errorf("the record is %v", found.State)
+	}
+	again, err := tr.runUnder(ctx, tr.store, func(ctx context.Context, tx pgx.Tx) (string, error) {
+		return tr.completed(), tr.effect(ctx, tx, tr.completed())
+	})
+	switch {
+	case errors.Is(err, idempotency.ErrClaimLost) != done || !done && err != nil:
+		return done, fmt.Errorf("the record is %v, and running again got %v", found.State, err) //nolint:errorlint // It may be nil.
+	case !done:
+		return false, tr.mustReplay(ctx, again)
+	}
+	id := recordedID(found)
+	if !tr.ran(id) || got.kind == executed && id != got.id {
+		return true, fmt.Errorf("%q is recorded", id)
+	}
+	return tr.ranBeforeCut(id), tr.mustReplay(ctx, id)
+}
+
+// external charges elsewhere and makes the effect of what fn returns.
+func (tr *trial) external(ctx context.Context, client *idempotency.Client[pgx.Tx], wait time.Duration, fn func(ctx context.Context, tx pgx.Tx) (string, error)) answer {
+	params := tr.params()
+	params.Lease, params.Wait = shortLease, wait
+	result, err := idempotency.DoExternal(ctx, client, params, func(ctx context.Context, lease *idempotency.Lease) (int, error) {
+		return idempotency.Step(ctx, lease, "charge", idempotency.NoFingerprint, func(_ context.Context, call idempotency.StepCall) (int, error) {
+			tr.charges = append(tr.charges, call.MayHaveRun)
+			return len(tr.charges), nil
+		})
+	}, func(ctx context.Context, tx pgx.Tx, charge int) (string, error) {
+		tr.booked = charge
+		return fn(ctx, tx)
+	})
+	return answerOf(result.Value, result.Replayed, err)
+}
+
+func doExternal(ctx context.Context, tr *trial) answer {
+	return tr.external(ctx, tr.cutClient, idempotency.NoWait, tr.operation)
+}
+
+// auditExternal checks what the next caller is told, and that nobody who charged
+// again was told that nobody had before.
+func auditExternal(ctx context.Context, tr *trial, got answer) (bool, error) {
+	next := tr.external(ctx, tr.client, shortLease+margin, func(ctx context.Context, tx pgx.Tx) (string, error) {
+		id := tr.key + " next"
+		return id, tr.effect(ctx, tx, id)
+	})
+	if err := tr.auditRecord(ctx, next); err != nil {
+		return false, fmt.Errorf("then %v: %w", next, err)
+	}
+	for i, mayHaveRun := range tr.charges {
+		if i > 0 && !mayHaveRun {
+			return false, fmt.Errorf("then %v: charge %d was told that there was none before", next, i+1)
+		}
+	}
+	switch {
+	case tr.booked != len(tr.charges) || tr.booked == 0:
+		return false, fmt.Errorf("then %v: charge %d of %d is booked", next, tr.booked, len(tr.charges))
+	case got.kind == executed && (next.kind != replayed || next.id != got.id), got.kind == failed && next.kind == replayed:
+		return false, fmt.Errorf("then %v", next)
+	}
+	return tr.ranBeforeCut(next.id), nil
+}
 
 func (tr *trial) step() *idempotency.StepRecord {
 	return &idempotency.StepRecord{Name: "step", Arguments: idempotency.NoFingerprint, Response: response(tr.key)}

@@ -168,6 +168,11 @@ type trial struct {
 	// claim is the key's; former is one that was given up, extended one that
 	// the flow got.
 	claim, former, extended *idempotency.Claim
+	// charges are those that DoExternal made elsewhere, and whether each was told
+	// that there may have been one before; booked is the number of the one that its
+	// last transaction was about.
+	charges []bool
+	booked  int
 }
 
 type effectRun struct {

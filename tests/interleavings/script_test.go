@@ -46,7 +46,7 @@ type scriptedSession struct {
 	tx    pgx.Tx
 	claim *idempotency.Claim
 	batch *idempotency.Batch
-	// Of Do: its function is entered, told how to end, Do returns, all is over.
+	// Of Do and RunHeld: the function is entered, told how to end, the call returns, all is over.
 	entered  chan pgx.Tx
 	ending   chan error
 	returned chan string
@@ -78,6 +78,8 @@ var scripts = map[string][]scriptStep{
 	"lease suspended":      {leaseBegin, leaseStep, leaseSuspend},
 	"holder":               {open, completeHeld, commit},
 	"holder steps":         {open, stepHeld, commit},
+	"holder runs":          {heldBegin, doWrite, doEnd(nil)},
+	"holder runs, killed":  {heldBegin, doWrite, doKill, doEnd(nil)},
 	"sweep":                {sweep},
 	"sweep in transaction": {open, sweep, commit},
 	"look":                 {open, look, look, commit},
@@ -288,14 +290,35 @@ func completeBatch(ctx context.Context, s *scriptedSession) string {
 	return fine("completes", s.batch.Complete(ctx))
 }
 
-// doBegin calls Do and returns once its function is entered, or Do returns.
-func doBegin(ctx context.Context, s *scriptedSession) string {
+// scriptedFunc is a function that writes the session's effect.
+type scriptedFunc func(ctx context.Context, tx pgx.Tx) (string, error)
+
+func (s *scriptedSession) do(ctx context.Context, fn scriptedFunc) (idempotency.Result[string], error) {
+	return idempotency.Do(ctx, s.client, s.params(), fn)
+}
+
+// runHeld runs under the lease that the schedule starts with.
+func (s *scriptedSession) runHeld(ctx context.Context, fn scriptedFunc) (result idempotency.Result[string], err error) {
+	held := &idempotency.Claim{Key: s.key, ID: heldClaimID, Attempt: 1, TTL: time.Hour}
+	result.Record, err = s.store.RunHeld(ctx, held, func(ctx context.Context, tx pgx.Tx) (idempotency.Answer, error) {
+		name, err := fn(ctx, tx)
+		return idempotency.Answer{Response: scriptedResponse(name)}, err
+	})
+	return result, err
+}
+
+func doBegin(ctx context.Context, s *scriptedSession) string { return s.enter(ctx, s.do) }
+
+func heldBegin(ctx context.Context, s *scriptedSession) string { return s.enter(ctx, s.runHeld) }
+
+// enter makes a call and returns once its function is entered, or it returns.
+func (s *scriptedSession) enter(ctx context.Context, call func(ctx context.Context, fn scriptedFunc) (idempotency.Result[string], error)) string {
 	s.entered, s.ending, s.returned, s.done = make(chan pgx.Tx, 1), make(chan error, 1), make(chan string, 1), make(chan struct{})
 	go func() {
 		defer close(s.done)
 		runs := 0
 		var ending error
-		result, err := idempotency.Do(ctx, s.client, s.params(), func(ctx context.Context, tx pgx.Tx) (string, error) {
+		result, err := call(ctx, func(ctx context.Context, tx pgx.Tx) (string, error) {
 			if runs++; runs > 1 {
 				return s.name, errors.Join(s.write(ctx, tx), ending)
 			}

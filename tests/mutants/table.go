@@ -558,7 +558,7 @@ var table = []mutant{
 	},
 	{
 		name: "its own commit looks like another's", breaks: honest,
-		edits: []edit{{resolveFile, "case found != nil && found.ClaimID == uuid(r.claimID):", "case found != nil && found.ClaimID == uuid(r.claimID) && found.LockedUntil.Valid:"}},
+		edits: []edit{{resolveFile, "case found.completed() && found.ClaimID == uuid(r.claimID):", "case found != nil && found.ClaimID == uuid(r.claimID) && found.LockedUntil.Valid:"}},
 		test:  "TestLostReplyToCommitIsResolved/committed",
 		pkg:   "idempotency/pgxstore",
 	},
