@@ -185,6 +185,14 @@ func TestFlightsAndStatements(t *testing.T) {
 		}
 		return b.Store.Release(ctx, claim)
 	}
+	external := func(i int) error {
+		_, err := idempotency.DoExternal(ctx, b.Client, countedParams(i), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+			return idempotency.Step(ctx, lease, "charge", idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (string, error) { return "receipt", nil })
+		}, func(ctx context.Context, tx pgx.Tx, receipt string) (string, error) {
+			return receipt, bench.Effect(ctx, tx, "effect")
+		})
+		return err
+	}
 
 	for _, count := range []struct {
 		name                string
@@ -204,6 +212,9 @@ func TestFlightsAndStatements(t *testing.T) {
 		{"BEGIN, BeginMany of 100, Complete, COMMIT", many, 5, 4, 10},
 		{"BEGIN, a replay by BeginMany of 100, COMMIT", many, 5, 4, 10},
 		{"a leased Begin, Extend, Release", leased, 6, 3, 3},
+		{"a fresh DoExternal with a step and one statement", external, 7, 5, 9},
+		{"its replay", external, 7, 2, 2},
+		{"ListAbandoned", func(i int) error { _, err := b.Store.ListAbandoned(ctx, i); return err }, 1, 1, 3},
 		{"Get", func(i int) error { _, err := b.Client.Get(ctx, countedParams(i).Key); return err }, 1, 1, 1},
 		{"DeleteExpired", func(i int) error { _, err := b.Client.DeleteExpired(ctx, i); return err }, 1, 1, 3},
 	} {

@@ -15,11 +15,16 @@ import (
 	"github.com/samecommit/samecommit/txhelper"
 )
 
-// Ways to end the transaction that Do gave to its function. None of them may
-// commit an effect without its key, or a key without its effect.
-func TestEndingTheTransactionInsideDo(t *testing.T) {
-	t.Parallel()
-	b := bench.New(t, pgtest.DB(t), nil, nil)
+// ending is a way to end the transaction that a function was given.
+type ending struct {
+	end func(context.Context, pgx.Tx) error
+	// commits says that the effects before it are committed, by SQL that
+	// nobody can take back; the call still says that it went wrong.
+	commits bool
+}
+
+func endings(t *testing.T, b *bench.Bench) map[string]ending {
+	t.Helper()
 	raw := func(statements ...string) func(context.Context, pgx.Tx) error {
 		return func(ctx context.Context, tx pgx.Tx) error {
 			for _, sql := range statements {
@@ -30,12 +35,7 @@ func TestEndingTheTransactionInsideDo(t *testing.T) {
 			return nil
 		}
 	}
-	cases := map[string]struct {
-		end func(context.Context, pgx.Tx) error
-		// commits says that the effects before it are committed, by SQL that
-		// nobody can take back; the call still says that it went wrong.
-		commits bool
-	}{
+	return map[string]ending{
 		"Commit returned":             {end: func(ctx context.Context, tx pgx.Tx) error { return tx.Commit(ctx) }},
 		"Commit ignored":              {end: func(ctx context.Context, tx pgx.Tx) error { _ = tx.Commit(ctx); return nil }},
 		"Rollback ignored":            {end: func(ctx context.Context, tx pgx.Tx) error { _ = tx.Rollback(ctx); return nil }},
@@ -53,7 +53,13 @@ func TestEndingTheTransactionInsideDo(t *testing.T) {
 			return err
 		}, commits: true},
 	}
-	for name, test := range cases {
+}
+
+// None of them may commit an effect without its key, or a key without its effect.
+func TestEndingTheTransactionInsideDo(t *testing.T) {
+	t.Parallel()
+	b := bench.New(t, pgtest.DB(t), nil, nil)
+	for name, test := range endings(t, b) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			_, err := idempotency.Do(t.Context(), b.Client, bench.Params(name), func(ctx context.Context, tx pgx.Tx) (string, error) {
@@ -76,6 +82,39 @@ func TestEndingTheTransactionInsideDo(t *testing.T) {
 			}
 			if held := b.Pool.Stat().AcquiredConns(); held > 8 {
 				t.Errorf("%d connections held", held)
+			}
+		})
+	}
+}
+
+func TestEndingTheTransactionInsideDoExternal(t *testing.T) {
+	t.Parallel()
+	b := bench.New(t, pgtest.DB(t), nil, nil)
+	ways := endings(t, b)
+	delete(ways, "raw PREPARE TRANSACTION") // which keeps the row of the key locked until somebody ends it
+	for name, test := range ways {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			call := func(end func(context.Context, pgx.Tx) error) error {
+				_, err := idempotency.DoExternal(t.Context(), b.Client, bench.Params(name), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+					return idempotency.Step(ctx, lease, "charge", idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (string, error) { return "receipt", nil })
+				}, func(ctx context.Context, tx pgx.Tx, receipt string) (string, error) {
+					return receipt, errors.Join(bench.Effect(ctx, tx, name), end(ctx, tx))
+				})
+				return err
+			}
+			if err := call(test.end); !errors.Is(err, idempotency.ErrOwned) {
+				t.Errorf("got %v, want ErrOwned", err)
+			}
+			record, err := b.Client.Get(t.Context(), bench.Params(name).Key)
+			if err != nil || !record.Suspended() || len(record.Steps) != 1 {
+				t.Errorf("%+v, %v; want a suspended record with the charge", record, err)
+			}
+			if n := b.Effects(t, name); (n == 1) != test.commits {
+				t.Errorf("%d effects, committed by raw SQL: %t", n, test.commits)
+			}
+			if err := call(func(context.Context, pgx.Tx) error { return nil }); err != nil {
+				t.Errorf("the next call: %v", err)
 			}
 		})
 	}

@@ -471,24 +471,46 @@ func TestConstraintsMadeImmediate(t *testing.T) {
 // wants the key is told that it is in progress, instead of waiting for the row.
 func TestLeasedCompletionThatIsStillOpen(t *testing.T) {
 	t.Parallel()
+	t.Run("Complete", func(t *testing.T) {
+		t.Parallel()
+		b, claim := endedLease(t)
+		if err := pgx.BeginFunc(t.Context(), b.Pool, func(tx pgx.Tx) error {
+			_, err := b.Client.WithTx(tx).Complete(t.Context(), claim, bytesResponse("k"))
+			rivalsFindItInProgress(t, b)
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("RunHeld", func(t *testing.T) {
+		t.Parallel()
+		b, claim := endedLease(t)
+		if _, err := b.Store.RunHeld(t.Context(), claim, func(context.Context, pgx.Tx) (idempotency.Answer, error) {
+			rivalsFindItInProgress(t, b)
+			return idempotency.Answer{Response: bytesResponse("k")}, nil
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// endedLease returns a claim of k whose lease has ended, so that a rival may take the
+// key over.
+func endedLease(t *testing.T) (*bench.Bench, *idempotency.Claim) {
+	t.Helper()
 	b := bench.New(t, pgtest.DB(t), nil, nil)
 	outcome, err := b.Store.Begin(t.Context(), leased("k", time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The lease has ended, so that a rival may take the key over.
 	bench.WaitFor(t, func() bool {
 		return bench.Count(t, b.Pool, `SELECT count(*) FROM idempotency_keys WHERE locked_until < clock_timestamp()`) == 1
 	})
-	tx, err := b.Pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback(t.Context())
-	if _, err := b.Client.WithTx(tx).Complete(t.Context(), outcome.Claim, bytesResponse("k")); err != nil {
-		t.Fatal(err)
-	}
+	return b, outcome.Claim
+}
 
+func rivalsFindItInProgress(t *testing.T, b *bench.Bench) {
+	t.Helper()
 	// A statement that waits for the row would be ended, with another error.
 	config := b.Pool.Config().Copy()
 	config.ConnConfig.RuntimeParams["lock_timeout"] = "2s"
@@ -516,9 +538,6 @@ func TestLeasedCompletionThatIsStillOpen(t *testing.T) {
 	})
 	if !errors.Is(err, idempotency.ErrInProgress) || runs != 0 {
 		t.Errorf("Do: %v after %d runs, want ErrInProgress after none", err, runs)
-	}
-	if err := tx.Commit(t.Context()); err != nil {
-		t.Error(err)
 	}
 }
 

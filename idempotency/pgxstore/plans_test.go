@@ -73,6 +73,18 @@ func everyStatement(t *testing.T, b *bench.Bench, round string) (inserted int64)
 		if err := errors.Join(b.Store.AddStep(ctx, extended, stepOf("charge")), b.Store.Suspend(ctx, extended), b.Store.Release(ctx, extended)); err != nil {
 			t.Fatal(err)
 		}
+		// KeyHold, KeyCheckBegan; KeyListAbandoned
+		if outcome, err = b.Store.Begin(ctx, leased(id(fmt.Sprintf("held-%d", i)), time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Store.RunHeld(ctx, outcome.Claim, func(context.Context, pgx.Tx) (idempotency.Answer, error) {
+			return idempotency.Answer{Response: bytesResponse("done")}, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Store.ListAbandoned(ctx, 10); err != nil {
+			t.Fatal(err)
+		}
 		var all []idempotency.Params
 		for k := range 20 {
 			all = append(all, expiring(bench.Params(id(fmt.Sprintf("many-%d-%d", i, k)))))
@@ -92,7 +104,7 @@ func everyStatement(t *testing.T, b *bench.Bench, round string) (inserted int64)
 		if _, err := b.Client.DeleteExpired(ctx, 10); err != nil {
 			t.Fatal(err)
 		}
-		inserted += 1 + 1 + 1 + 20
+		inserted += 1 + 1 + 1 + 1 + 20
 	}
 	return inserted
 }

@@ -35,7 +35,11 @@ const (
 	hookSent      = "sent"      // COMMIT was sent
 	hookAnswered  = "answered"  // its reply has arrived
 	hookReturned  = "returned"  // the call has returned
+	hookStep      = "step"      // a step of leased work is recorded
 )
+
+// verbExternal is of client processes alone.
+const verbExternal = "DoExternal"
 
 // script is what a client process does: calls one after another, until a signal
 // ends it, or stops it, at a hook of the last one.
@@ -44,7 +48,7 @@ type script struct {
 	Level                pgx.TxIsoLevel
 	Mode                 pgx.QueryExecMode
 	Before               int // calls before the last one
-	IdleTimeout          time.Duration
+	IdleTimeout, Lease   time.Duration
 	Signal               syscall.Signal
 }
 
@@ -59,11 +63,19 @@ type told struct {
 	ID       string
 	Unknown  bool
 	Err      string
+	// Late is what a holder was told by each verb once it went on, in the order of
+	// lateVerbs.
+	Late []string `json:",omitempty"`
 }
+
+// lateVerbs are what a holder tries that has stood still.
+var lateVerbs = []string{"Step", "Extend", "AddStep", "Suspend", "Complete", "RunHeld"}
 
 // client is a client process.
 type client struct {
 	script
+	store   *pgxstore.Store
+	late    []string
 	pool    *pgxpool.Pool
 	client  *idempotency.Client[pgx.Tx]
 	options *txhelper.Options
@@ -129,11 +141,10 @@ func runClient(text string) error {
 	}
 	defer c.pool.Close()
 	c.options = &txhelper.Options{TxOptions: pgx.TxOptions{IsoLevel: c.Level}}
-	store, err := pgxstore.New(c.pool, &pgxstore.Config{TxOptions: c.options.TxOptions, IdleTimeout: c.IdleTimeout})
-	if err != nil {
+	if c.store, err = pgxstore.New(c.pool, &pgxstore.Config{TxOptions: c.options.TxOptions, IdleTimeout: c.IdleTimeout}); err != nil {
 		return err
 	}
-	if c.client, err = idempotency.NewClient(store, nil); err != nil {
+	if c.client, err = idempotency.NewClient(c.store, nil); err != nil {
 		return err
 	}
 	for n := range c.Before + 1 {
@@ -164,6 +175,12 @@ func (c *client) call(ctx context.Context, n int) told {
 	switch c.Verb {
 	case verbDo:
 		result, err = idempotency.Do(ctx, c.client, params, operation)
+	case verbExternal:
+		params.Lease = c.Lease
+		result, err = idempotency.DoExternal(ctx, c.client, params, c.charge, func(ctx context.Context, tx pgx.Tx, charge string) (string, error) {
+			_, err := operation(ctx, tx)
+			return charge, err
+		})
 	case verbDoTx:
 		result, err = txhelper.RunValue(ctx, c.pool, c.options, func(ctx context.Context, tx pgx.Tx) (idempotency.Result[string], error) {
 			result, err := idempotency.DoTx(ctx, c.client, tx, params, operation)
@@ -192,9 +209,52 @@ func (c *client) call(ctx context.Context, n int) told {
 	}
 	if err != nil {
 		var ambiguous *txhelper.AmbiguousCommitError
-		return told{Unknown: errors.As(err, &ambiguous) || errors.Is(err, idempotency.ErrOutcomeUnknown), Err: err.Error()}
+		return told{Unknown: errors.As(err, &ambiguous) || errors.Is(err, idempotency.ErrOutcomeUnknown), Err: err.Error(), Late: c.late}
 	}
 	return told{Executed: !result.Replayed, ID: result.Value}
+}
+
+// charge is a step elsewhere. After the hook it tries what a holder could, without
+// asking its context.
+func (c *client) charge(ctx context.Context, lease *idempotency.Lease) (string, error) {
+	charge, err := step(ctx, lease, "charge", c.Key+" client's charge")
+	if err != nil {
+		return "", err
+	}
+	record, err := c.store.Get(ctx, lease.Key())
+	if err != nil {
+		return "", err
+	}
+	c.hook(hookStep)
+	ctx = context.WithoutCancel(ctx)
+	claim := &idempotency.Claim{Key: lease.Key(), ID: record.ClaimID, TTL: time.Hour, LockedUntil: record.LockedUntil}
+	refused := func(err error) {
+		word := "not refused"
+		for _, known := range []error{idempotency.ErrLeaseEnded, idempotency.ErrClaimLost} {
+			if errors.Is(err, known) {
+				word = known.Error()
+			}
+		}
+		c.late = append(c.late, word)
+	}
+	_, err = step(ctx, lease, "late", "late")
+	refused(err)
+	_, err = c.store.Extend(ctx, claim, time.Hour)
+	refused(err)
+	refused(c.store.AddStep(ctx, claim, &idempotency.StepRecord{Name: "late", Arguments: idempotency.NoFingerprint, Response: response("late")}))
+	refused(c.store.Suspend(ctx, claim))
+	_, err = c.store.Complete(ctx, claim, response("late"))
+	refused(err)
+	_, err = c.store.RunHeld(ctx, claim, func(ctx context.Context, tx pgx.Tx) (idempotency.Answer, error) {
+		return idempotency.Answer{Response: response("late")}, insert(ctx, tx, claim.Key, "late")
+	})
+	refused(err)
+	return charge, nil
+}
+
+// step records value as what was done elsewhere.
+func step(ctx context.Context, lease *idempotency.Lease, name, value string) (string, error) {
+	return idempotency.Step(ctx, lease, name, idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (string, error) { return value, nil })
 }
 
 // hookedConn has the hooks around COMMIT. It finds the statement by its text,

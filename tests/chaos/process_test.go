@@ -241,6 +241,43 @@ func TestKilledClients(t *testing.T) {
 	t.Logf("what killed client processes left behind, %s\n%s", violations(t), table(rows))
 }
 
+// standStill starts a client process that stops at its hook, lets it go on after
+// meanwhile, and returns what it was told.
+func (c *clients) standStill(t *testing.T, s *script, meanwhile func()) (got told) {
+	t.Helper()
+	goOn, input, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = errors.Join(goOn.Close(), input.Close()) }()
+	cmd, output, err := c.start(t.Context(), s, goOn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	lines := bufio.NewScanner(output)
+	if !lines.Scan() || lines.Text() != stopping {
+		t.Fatalf("the client printed %q, want that it stops", lines.Text())
+	}
+	meanwhile()
+	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := input.WriteString("\n"); err != nil {
+		t.Fatal(err)
+	}
+	if !lines.Scan() {
+		t.Fatal("the client ended without an answer")
+	}
+	if err := json.Unmarshal(lines.Bytes(), &got); err != nil {
+		t.Fatalf("%q: %v", lines.Text(), err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	return got
+}
+
 // A process that stands still past its idle timeout has lost the key, whatever
 // it does when it goes on.
 func TestStoppedClientHasLostTheKey(t *testing.T) {
@@ -254,40 +291,14 @@ func TestStoppedClientHasLostTheKey(t *testing.T) {
 					Verb: verb, Hook: hookEffect, Key: fmt.Sprintf("stopped %s %s", verb, level), Level: level,
 					Mode: pgx.QueryExecModeExec, IdleTimeout: 300 * time.Millisecond, Signal: syscall.SIGSTOP,
 				}
-				goOn, input, err := os.Pipe()
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer func() { _ = errors.Join(goOn.Close(), input.Close()) }()
-				cmd, output, err := c.start(t.Context(), s, goOn)
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { _ = cmd.Process.Kill() })
-				lines := bufio.NewScanner(output)
-				if !lines.Scan() || lines.Text() != stopping {
-					t.Fatalf("the client printed %q, want that it stops", lines.Text())
-				}
-				next, rival, err := c.next(t.Context(), s.key(0))
-				if err != nil || next != executed {
-					t.Fatalf("the next caller was told %s %q (%v), want that it executes", next, rival, err)
-				}
-				if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := input.WriteString("\n"); err != nil {
-					t.Fatal(err)
-				}
-				var got told
-				if !lines.Scan() {
-					t.Fatal("the client ended without an answer")
-				}
-				if err := json.Unmarshal(lines.Bytes(), &got); err != nil {
-					t.Fatalf("%q: %v", lines.Text(), err)
-				}
-				if err := cmd.Wait(); err != nil {
-					t.Error(err)
-				}
+				var rival string
+				got := c.standStill(t, s, func() {
+					var next kind
+					var err error
+					if next, rival, err = c.next(t.Context(), s.key(0)); err != nil || next != executed {
+						t.Fatalf("the next caller was told %s %q (%v), want that it executes", next, rival, err)
+					}
+				})
 				// Do looks, and finds the other's answer. In a transaction of its
 				// caller's nobody can.
 				if verb == verbDo && (got.Executed || got.ID != rival) || verb != verbDo && (got.Err == "" || got.Unknown) {
@@ -299,5 +310,50 @@ func TestStoppedClientHasLostTheKey(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A process that stands still past its lease, after a step elsewhere, has lost the
+// key: whoever goes on has its charge and books it, and nothing that it tries late is
+// kept.
+func TestStoppedHolderHasLostItsLease(t *testing.T) {
+	t.Parallel()
+	c := newClients(t)
+	for _, level := range levels {
+		t.Run(string(level), func(t *testing.T) {
+			t.Parallel()
+			s := &script{
+				Verb: verbExternal, Hook: hookStep, Key: "leased " + string(level), Level: level,
+				Mode: pgx.QueryExecModeExec, IdleTimeout: time.Minute, Lease: 300 * time.Millisecond, Signal: syscall.SIGSTOP,
+			}
+			key, mine := s.key(0), s.Key+" client's charge"
+			got := c.standStill(t, s, func() {
+				result, err := idempotency.DoExternal(t.Context(), c.client, idempotency.Params{
+					Key: key, Fingerprint: idempotency.FingerprintOf("a"), Wait: nextWait,
+				}, func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+					return step(ctx, lease, "charge", "another charge")
+				}, func(ctx context.Context, tx pgx.Tx, charge string) (string, error) {
+					return charge, insert(ctx, tx, key, charge)
+				})
+				if err != nil || result.Replayed || result.Value != mine || result.Record.Attempt != 2 {
+					t.Fatalf("the next caller was told %+v (%v), want that its second attempt books the first one's charge", result, err)
+				}
+			})
+			if want := idempotency.ErrClaimLost.Error(); !strings.Contains(got.Err, want) || got.Executed {
+				t.Errorf("the client was told %+v, want %q", got, want)
+			}
+			if len(got.Late) != len(lateVerbs) {
+				t.Fatalf("the client tried %d verbs, want %d", len(got.Late), len(lateVerbs))
+			}
+			for i, verb := range lateVerbs {
+				if word := got.Late[i]; word != idempotency.ErrClaimLost.Error() && (verb != "Step" || word != idempotency.ErrLeaseEnded.Error()) {
+					t.Errorf("late %s: %s", verb, word)
+				}
+			}
+			effects, answer, err := c.effects(t.Context(), key)
+			if err != nil || len(effects) != 1 || effects[0] != mine || answer == nil || *answer != mine {
+				t.Errorf("the effects are %q and the answer %v (%v), want %q", effects, answer, err, mine)
+			}
+		})
 	}
 }
