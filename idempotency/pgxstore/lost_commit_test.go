@@ -64,6 +64,42 @@ func TestLostReplyToCommitIsResolved(t *testing.T) {
 	}
 }
 
+// The claim of a lease stays after a commit that left nothing, and the function runs
+// again under it.
+func TestLostReplyToTheCommitOfDoExternalIsResolved(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		afterCommit bool
+		runs        int
+	}{
+		"committed":     {afterCommit: true, runs: 1},
+		"not committed": {afterCommit: false, runs: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			proxy := &bench.CommitProxy{AfterCommit: test.afterCommit}
+			b := proxiedBench(t, proxy, nil)
+			charges, runs := 0, 0
+			result, err := idempotency.DoExternal(t.Context(), b.Client, bench.Params("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
+				return idempotency.Step(ctx, lease, "charge", idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (string, error) {
+					charges++
+					return "receipt", nil
+				})
+			}, func(ctx context.Context, tx pgx.Tx, receipt string) (string, error) {
+				runs++
+				proxy.Armed.Store(runs == 1)
+				return receipt, bench.Effect(ctx, tx, "k")
+			})
+			if err != nil || result.Value != "receipt" || result.Replayed || result.Record.Attempt != 1 || result.Record.Response == nil {
+				t.Errorf("%+v, %v; want the answer of this very call", result, err)
+			}
+			if proxy.Cuts.Load() != 1 || charges != 1 || runs != test.runs || b.Effects(t, "k") != 1 {
+				t.Errorf("%d cuts, %d charges, %d runs, %d effects; want 1, 1, %d and 1", proxy.Cuts.Load(), charges, runs, b.Effects(t, "k"), test.runs)
+			}
+		})
+	}
+}
+
 // What an answer that has expired leaves behind does not tell whether it was
 // ever there.
 func TestLostReplyToACommitThatExpired(t *testing.T) {

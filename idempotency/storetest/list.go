@@ -45,10 +45,7 @@ func (t *suite) listAbandoned() {
 	t.complete(t.store, t.claim("completed"), response("done"))
 	t.completeShort("expired")
 	t.untilExpired("expired")
-	t.until("the lease has ended", func() bool {
-		records, err := t.lister().ListAbandoned(t.Context(), 0)
-		return err == nil && len(records) == 2
-	})
+	t.untilLeasesEnd()
 	records := t.list(0, "ended", "suspended")
 	if records[0].Suspended() || !records[1].Suspended() {
 		t.Fatalf("suspended are %t and %t; want the second alone", records[0].Suspended(), records[1].Suspended())

@@ -6,6 +6,7 @@ const (
 	schema          = "migrations/00001_create_idempotency_keys.sql"
 	runFile         = "idempotency/pgxstore/run.go"
 	resolveFile     = "idempotency/pgxstore/resolve.go"
+	heldFile        = "idempotency/pgxstore/runheld.go"
 	verbsFile       = "idempotency/pgxstore/verbs.go"
 	batchFile       = "idempotency/pgxstore/batch.go"
 	recordFile      = "idempotency/pgxstore/record.go"
@@ -403,14 +404,14 @@ var table = []mutant{
 	// Commit.
 	{
 		name: "acknowledged, though the commit failed", breaks: keeps,
-		edits: []edit{{runFile, "\tif err == nil {\n\t\treturn r.finished", "\tif r.insertErr == nil {\n\t\treturn r.finished"}},
+		edits: []edit{{runFile, "\tif err == nil {\n\t\treturn r.finished", "\tif r.writeErr == nil {\n\t\treturn r.finished"}},
 		test:  "TestDeferredConstraintFailsTheCommit",
 		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "a constraint of the caller's looks like a lost race", breaks: honest,
 		edits: []edit{
-			{runFile, "\tcase r.insertErr == nil:\n\t\treturn r.afterFailure(ctx, err) // of the commit itself\n", ""},
+			{runFile, "\tcase r.writeErr == nil:\n\t\treturn err // of the commit itself\n", ""},
 		},
 		test: "TestDeferredConstraintFailsTheCommit",
 		pkg:  "idempotency/pgxstore",
@@ -486,7 +487,7 @@ var table = []mutant{
 	},
 	{
 		name: "an error of the function is the store's", breaks: honest,
-		edits: []edit{{runFile, "\t\ttransaction.Rollback(ctx)\n\t\treturn r.afterFailure(ctx, cause)", "\t\ttransaction.Rollback(ctx)\n\t\treturn r.afterFailure(ctx, r.explain(cause))"}},
+		edits: []edit{{runFile, "\t\ttransaction.Rollback(ctx)\n\t\treturn r.afterFailure(ctx, err)", "\t\ttransaction.Rollback(ctx)\n\t\treturn r.afterFailure(ctx, r.explain(err))"}},
 		test:  "TestFunctionsErrorIsNotUnavailable",
 		pkg:   "idempotency/pgxstore",
 	},
@@ -1309,5 +1310,40 @@ var table = []mutant{
 		name: "who compares nothing makes leased work anybody's", breaks: sameRequest,
 		edits: []edit{{"idempotency/record.go", "r.State == InProgress && params.Lease > 0 &&", "r.State == Completed && params.Lease > 0 &&"}},
 		test:  "TestStoreContract/who compares nothing leaves leased work its request",
+	},
+	{
+		name: "a lost claim still runs", breaks: fenced,
+		edits: []edit{{heldFile, "if lost = errors.Is(err, pgx.ErrNoRows); lost {", "if errors.Is(err, pgx.ErrNoRows) {"}},
+		test:  contract + "run held does not execute under a lost claim",
+	},
+	{
+		name: "leased work commits what another transaction has done", breaks: together,
+		edits: []edit{{heldFile, "\t\t_ = r.store.queries.KeyCheckBegan(ctx, txhelper.Queue(batch, nil), &db.KeyCheckBeganParams{ClaimID: uuid(r.claim.ID)})\n", ""}},
+		test:  "TestEndingTheTransactionInsideDoExternal", pkg: "idempotency/pgxstore",
+	},
+	{
+		name: "a refusal of leased work commits its writes", breaks: together,
+		edits: []edit{{heldFile, "if answer.UndoWrites {", "if answer.UndoWrites && lost {"}, {heldFile, "\tanswer, err := r.call(ctx, transaction, fn)\n", "\tlost := false\n\tanswer, err := r.call(ctx, transaction, fn)\n"}},
+		test:  contract + "run held undoes the writes and records the response",
+	},
+	{
+		name: "a commit that left nothing passes for one of leased work", breaks: together,
+		edits: []edit{{resolveFile, "case found.completed() && found.ClaimID", "case found != nil && found.ClaimID"}},
+		test:  "TestLostReplyToTheCommitOfDoExternalIsResolved/not committed", pkg: "idempotency/pgxstore",
+	},
+	{
+		name: "a lease is renewed while its transaction has the row", breaks: unstuck,
+		edits: []edit{{"idempotency/doleased.go", "\t\tstop() // a renewal would wait for the row of the key\n", ""}},
+		test:  "TestDoExternalDoesNotRenewWhileItCommits", pkg: "idempotency",
+	},
+	{
+		name: "work that somebody is at is listed as abandoned", breaks: honest,
+		edits: []edit{{query + "KeyListAbandoned", "\n    AND locked_until <= statement_timestamp()", ""}},
+		test:  "TestStoreContract/list abandoned finds what nobody is at, oldest first",
+	},
+	{
+		name: "each renewal leaves an entry in an index", breaks: bounded,
+		edits: []edit{{schema, "WHERE expires_at IS NULL AND unfinished IS NULL;", "WHERE locked_until IS NOT NULL;"}},
+		test:  "TestRenewalIsAHeapOnlyUpdate", pkg: "idempotency/pgxstore",
 	},
 }
