@@ -17,9 +17,10 @@
 //
 // Do opens the transaction; DoTx works inside the caller's, and Client.WithTx
 // gives its three verbs, Begin, Complete and Get, one by one. Client.Run is Do
-// without types, for answers that are bytes already. Package pgxstore keeps the
-// keys in PostgreSQL, memstore in memory. The promises and their limits are in
-// docs/guarantees.md and docs/design.md.
+// without types, for answers that are bytes already. DoLeased and DoExternal are for
+// work that leaves the database. Package pgxstore keeps the keys in PostgreSQL,
+// memstore in memory. The promises and their limits are in docs/guarantees.md and
+// docs/design.md.
 //
 // # Words
 //
@@ -39,10 +40,11 @@
 //   - a Store keeps them at once for everybody, and holds running keys by leases;
 //   - a TxStore also holds keys by a transaction, and is what a Client needs;
 //   - a Sweeper has to be told to delete what has expired;
+//   - a Lister finds leased work that nobody is at;
 //   - BatchVerbs, of a TxStore's WithTx, take many keys at once;
 //   - a PerCallerStore, or NamespaceStore, answers each caller for itself.
 //
-// The last three are found by a type assertion. What all stores have to do alike is
+// The last four are found by a type assertion. What all stores have to do alike is
 // exported: BeginParams, Claim, Key and Response validate themselves, Key.Digest
 // stands for a key, Record.Judge says what a record means to a claim, Record.Clone
 // keeps callers out of it, and Fingerprint.Text and ClaimID.String can be parsed.
