@@ -89,6 +89,8 @@ func Check[TTx any](t *rapid.T, harness Harness[TTx]) {
 		"add step in tx":      m.addStepTx,
 		"complete":            m.complete,
 		"run":                 m.run,
+		"run held":            m.runHeld,
+		"list":                m.list,
 		"sweep":               m.sweep,
 		"pass":                m.pass,
 		"begin in tx":         m.beginTx,
@@ -425,40 +427,107 @@ func (m *machine[TTx]) complete(t *rapid.T) {
 	}
 }
 
+var errFails = errors.New("the function fails")
+
+// work is a function for Run or RunHeld, with an effect.
+type work[TTx any] struct {
+	m           *machine[TTx]
+	name        string
+	response    *idempotency.Response
+	undo, fails bool
+	ran         bool
+}
+
+func (m *machine[TTx]) drawWork(t *rapid.T, response *idempotency.Response) *work[TTx] {
+	return &work[TTx]{
+		m: m, name: m.newEffect(), response: response,
+		undo: rapid.Bool().Draw(t, "undo writes"), fails: rapid.IntRange(0, 3).Draw(t, "fails") == 0,
+	}
+}
+
+func (w *work[TTx]) do(ctx context.Context, tx TTx) (idempotency.Answer, error) {
+	w.ran = true
+	if err := w.m.h.Effect(ctx, tx, w.name); err != nil {
+		return idempotency.Answer{}, err
+	}
+	if w.fails {
+		return idempotency.Answer{}, errFails
+	}
+	return idempotency.Answer{Response: w.response, UndoWrites: w.undo}, nil
+}
+
+func (w *work[TTx]) committed() {
+	if !w.undo {
+		w.m.effects[w.name] = 1
+	}
+}
+
+func (m *machine[TTx]) runHeld(t *rapid.T) {
+	claim, response := m.claim(t, nil), response(t)
+	refused := loseTTL(t, claim)
+	work := m.drawWork(t, response)
+	record, err := m.h.Store.RunHeld(t.Context(), claim, work.do)
+	seen, ok := m.holds(nil, claim)
+	if want := ok && !refused; work.ran != want {
+		t.Fatalf("the function ran: %t; want %t", work.ran, want)
+	}
+	switch {
+	case refused:
+		wantRefused(t, record, err)
+	case !ok && !errors.Is(err, idempotency.ErrClaimLost), ok && work.fails != errors.Is(err, errFails), ok && !work.fails && err != nil:
+		t.Fatalf("the claim is held: %t, its function fails: %t, and the answer is %v", ok, work.fails, err)
+	case err == nil:
+		work.committed()
+		m.completed(t, nil, seen, claim, response, record)
+	}
+}
+
+func (m *machine[TTx]) list(t *rapid.T) {
+	lister, ok := m.h.Store.(idempotency.Lister)
+	if !ok {
+		t.Fatalf("%T is no Lister", m.h.Store)
+	}
+	records, err := lister.ListAbandoned(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := 0
+	for _, row := range m.committed {
+		if row.state == idempotency.InProgress && row.leased && row.until <= m.now {
+			want++
+		}
+	}
+	if len(records) != want {
+		t.Fatalf("%d listed; want %d", len(records), want)
+	}
+	for i, record := range records {
+		sameRecord(t, record, m.committed[record.Key])
+		if i > 0 && record.CreatedAt.Before(records[i-1].CreatedAt) {
+			t.Fatal("the younger lease comes first")
+		}
+	}
+}
+
 func (m *machine[TTx]) run(t *rapid.T) {
 	params, response := m.params(t, false), response(t)
 	if m.wouldBlock(nil, params.Key, idempotency.ClaimID{}) {
 		t.Skip("it would wait")
 	}
-	undo := rapid.Bool().Draw(t, "undo writes")
-	fails := rapid.IntRange(0, 3).Draw(t, "fails") == 0
-	errFails := errors.New("the function fails")
-	name, ran := m.newEffect(), false
-	outcome, err := m.h.Store.Run(t.Context(), params, func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
-		ran = true
-		if err := m.h.Effect(ctx, tx, name); err != nil {
-			return idempotency.Answer{}, err
-		}
-		if fails {
-			return idempotency.Answer{}, errFails
-		}
-		return idempotency.Answer{Response: response, UndoWrites: undo}, nil
-	})
+	work := m.drawWork(t, response)
+	outcome, err := m.h.Store.Run(t.Context(), params, work.do)
 	executed := outcome != nil && outcome.Executed
 	free := m.judgeBegin(t, nil, params, outcome, err)
-	if ran != free || executed != (free && !fails) {
-		t.Fatalf("the key was free: %t; the function ran: %t, and was committed: %t", free, ran, executed)
+	if work.ran != free || executed != (free && !work.fails) {
+		t.Fatalf("the key was free: %t; the function ran: %t, and was committed: %t", free, work.ran, executed)
 	}
 	switch {
-	case free && fails && !errors.Is(err, errFails):
+	case free && work.fails && !errors.Is(err, errFails):
 		t.Fatalf("%v; want the function's own error", err)
 	case executed:
 		if err != nil || outcome.State != idempotency.Completed {
 			t.Fatalf("%+v, %v; want the answer", outcome, err)
 		}
-		if !undo {
-			m.effects[name] = 1
-		}
+		work.committed()
 		attempt := 1
 		if seen, ok := m.committed[params.Key]; ok && seen.state == idempotency.InProgress {
 			attempt = seen.nextAttempt()
