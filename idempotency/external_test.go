@@ -156,7 +156,7 @@ func TestDoExternalDoesNotRenewWhileItCommits(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := idempotency.DoExternal(context.Background(), other, params, b.charge, b.book); !errors.Is(err, idempotency.ErrInProgress) {
+			if _, err := idempotency.DoExternal(ctx, other, params, b.charge, b.book); !errors.Is(err, idempotency.ErrInProgress) {
 				t.Errorf("a second call after the lease's end: %v, want ErrInProgress", err)
 			}
 			return nil

@@ -486,7 +486,7 @@ func TestLeasedCompletionThatIsStillOpen(t *testing.T) {
 		t.Parallel()
 		b, claim := endedLease(t)
 		if _, err := b.Store.RunHeld(t.Context(), claim, func(context.Context, pgx.Tx) (idempotency.Answer, error) {
-			rivalsFindItInProgress(t, b)
+			rivalsFindItInProgress(t, b) //nolint:contextcheck // They are other calls.
 			return idempotency.Answer{Response: bytesResponse("k")}, nil
 		}); err != nil {
 			t.Error(err)

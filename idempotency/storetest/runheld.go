@@ -91,7 +91,7 @@ func (t *txSuite[TTx]) heldLate() {
 func (t *txSuite[TTx]) heldHolds() {
 	claim := t.claimShort("a")
 	t.held(claim, func(ctx context.Context, _ TTx) (idempotency.Answer, error) {
-		t.untilLeasesEnd()
+		t.untilLeasesEnd() //nolint:contextcheck // It has keys of its own.
 		if outcome, err := t.store.Begin(ctx, t.params("a")); err != nil || outcome.State != idempotency.InProgress {
 			t.Errorf("Begin under a lease gave %+v, %v; want in progress", outcome, err)
 		}
