@@ -25,6 +25,7 @@ func TestFindBinariesOnPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", links)
+	t.Setenv(binVariable, "") // which make test may have set
 	got, err := findBinaries(t.Context())
 	if err != nil {
 		t.Fatal(err)
