@@ -29,16 +29,23 @@ import (
 // hang into a failure.
 const demoLimit = 10 * time.Minute
 
+// buildExample builds a program of the examples and returns its path.
+func buildExample(t *testing.T, name string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), name)
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./"+name)
+	build.Dir = filepath.Join("..", "examples")
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, output)
+	}
+	return program
+}
+
 // The demo is built once and run as its users run it: as a program, on a server
 // that it finds by itself.
 func TestDemo(t *testing.T) {
 	t.Parallel()
-	program := filepath.Join(t.TempDir(), "payments")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./payments")
-	build.Dir = filepath.Join("..", "examples")
-	if output, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the demo: %v\n%s", err, output)
-	}
+	program := buildExample(t, "payments")
 
 	t.Run("safe", func(t *testing.T) {
 		t.Parallel()

@@ -26,8 +26,15 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/examples/internal/demodb"
 	"github.com/samecommit/samecommit/examples/payments/internal/trouble"
 )
+
+// serverName is the application name of the API's connections, which tells the killer
+// whom to kill and spares everybody else.
+const serverName = "payments-demo"
 
 // How the program ends.
 const (
@@ -148,7 +155,11 @@ func run(ctx context.Context, opts *options, stdout, stderr io.Writer) int {
 
 func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code int, err error) {
 	made := trouble.New(&opts.trouble)
-	db, err := openDatabase(ctx, opts.pool, made.Attach, func(format string, args ...any) {
+	db, err := demodb.Open(ctx, func(config *pgxpool.Config) {
+		config.ConnConfig.RuntimeParams["application_name"] = serverName
+		config.MaxConns = int32(opts.pool) //nolint:gosec // Checked with the flags.
+		made.Attach(config)
+	}, func(format string, args ...any) {
 		_, _ = fmt.Fprintf(stderr, "payments: "+format+"\n", args...)
 	})
 	if err != nil {
@@ -156,9 +167,9 @@ func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code in
 	}
 	defer func() {
 		// After ctrl-C too, so it needs a context that is still alive.
-		err = errors.Join(err, db.close(context.WithoutCancel(ctx)))
+		err = errors.Join(err, db.Close(context.WithoutCancel(ctx)))
 	}()
-	before, err := openLedger(ctx, db.pool)
+	before, err := openLedger(ctx, db.Pool)
 	if err != nil {
 		return exitFailed, err
 	}
@@ -173,14 +184,14 @@ func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code in
 	}
 	var payments charger
 	if opts.naive {
-		payments, err = newNaive(ctx, db.pool, work)
+		payments, err = newNaive(ctx, db.Pool, work)
 	} else {
-		payments, err = newSafe(db.pool, work)
+		payments, err = newSafe(db.Pool, work)
 	}
 	if err != nil {
 		return exitFailed, err
 	}
-	api, err := listen(ctx, opts.address, payments, db.pool, made.Watch, logger)
+	api, err := listen(ctx, opts.address, payments, db.Pool, made.Watch, logger)
 	if err != nil {
 		return exitFailed, err
 	}
@@ -191,7 +202,7 @@ func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code in
 		<-ctx.Done()
 		return exitOK, nil
 	}
-	found := &trouble.API{URL: api.url, Pool: db.pool}
+	found := &trouble.API{URL: api.url, Pool: db.Pool}
 	if err := made.Run(ctx, found, stderr); err != nil {
 		return exitFailed, err
 	}

@@ -20,7 +20,11 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 )
 
-const maxBody = 64 << 10
+const (
+	maxBody = 64 << 10
+	// shutdownLimit bounds how long requests may take that run when the API stops.
+	shutdownLimit = 30 * time.Second
+)
 
 // charger charges once per key, or claims to.
 type charger interface {
@@ -56,7 +60,7 @@ func listen(ctx context.Context, address string, payments charger, pool *pgxpool
 
 // close lets running requests finish.
 func (a *api) close(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, closeLimit)
+	ctx, cancel := context.WithTimeout(ctx, shutdownLimit)
 	defer cancel()
 	err := a.server.Shutdown(ctx)
 	if served := <-a.ended; !errors.Is(served, http.ErrServerClosed) {

@@ -1,4 +1,6 @@
-package main
+// Package demodb is a database for a program that shows something: a new one, which
+// is dropped at the end, on a server that it finds or starts.
+package demodb
 
 import (
 	"context"
@@ -16,31 +18,27 @@ import (
 	"github.com/samecommit/samecommit/tests/pgstart"
 )
 
-const (
-	// serverName is the application name of the API's connections, which tells
-	// the killer whom to kill and spares everybody else.
-	serverName = "payments-demo"
-	closeLimit = 30 * time.Second
-)
+const closeLimit = 30 * time.Second
 
-// database is the demo's own database, and the API's pool of connections to it.
-type database struct {
+// Database is a program's own database, and a pool of connections to it.
+type Database struct {
+	Pool   *pgxpool.Pool
 	server *pgserver.Server
 	name   string
-	pool   *pgxpool.Pool
 }
 
-// openDatabase makes the database and a pool, whose configuration attach may
-// change before any connection is made.
-func openDatabase(ctx context.Context, connections int, attach func(*pgxpool.Config), logf func(string, ...any)) (db *database, err error) {
+// Open makes a database with the tables of samecommit, and a pool, whose
+// configuration attach may change before any connection is made. The server is the
+// one that SAMECOMMIT_POSTGRES_URL names, or a throw-away one.
+func Open(ctx context.Context, attach func(*pgxpool.Config), logf func(string, ...any)) (db *Database, err error) {
 	server, err := pgstart.Start(ctx, logf)
 	if err != nil {
 		return nil, err
 	}
-	db = &database{server: server}
+	db = &Database{server: server}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, db.close(context.WithoutCancel(ctx)))
+			err = errors.Join(err, db.Close(context.WithoutCancel(ctx)))
 		}
 	}()
 	name := "samecommit_demo_" + strings.ToLower(rand.Text()[:10])
@@ -55,17 +53,15 @@ func openDatabase(ctx context.Context, connections int, attach func(*pgxpool.Con
 		return nil, fmt.Errorf("read the server's URL: %w", err)
 	}
 	config.ConnConfig.Database = name
-	config.ConnConfig.RuntimeParams["application_name"] = serverName
-	config.MaxConns = int32(connections) //nolint:gosec // Checked with the flags.
 	attach(config)
-	if db.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+	if db.Pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, fmt.Errorf("connect to database %s: %w", name, err)
 	}
-	return db, migrations.Up(ctx, db.pool)
+	return db, migrations.Up(ctx, db.Pool)
 }
 
 // onServer runs one statement in the database that the server's URL names.
-func (d *database) onServer(ctx context.Context, statement string) error {
+func (d *Database) onServer(ctx context.Context, statement string) error {
 	conn, err := pgx.Connect(ctx, d.server.URL)
 	if err != nil {
 		return err
@@ -74,13 +70,13 @@ func (d *database) onServer(ctx context.Context, statement string) error {
 	return errors.Join(err, conn.Close(ctx))
 }
 
-// close drops the database from a server that outlives the demo, and stops one
-// that the demo has started.
-func (d *database) close(ctx context.Context) error {
+// Close drops the database from a server that outlives the program, and stops one
+// that the program has started.
+func (d *Database) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, closeLimit)
 	defer cancel()
-	if d.pool != nil {
-		d.pool.Close()
+	if d.Pool != nil {
+		d.Pool.Close()
 	}
 	var err error
 	if d.name != "" && !d.server.Temporary {
