@@ -34,14 +34,7 @@ func Do[T, TTx any](ctx context.Context, client *Client[TTx], params Params,
 	if err != nil {
 		return Result[T]{}, err
 	}
-	if shared {
-		give, err := client.gate.room(ctx, outcome.Record)
-		if err != nil {
-			return Result[T]{}, err
-		}
-		defer give()
-	}
-	return op.result(client.settings, outcome)
+	return op.gatedResult(ctx, client.gate, client.settings, outcome, shared)
 }
 
 // DoTx is Do inside the caller's own transaction. Where it returns an error the
@@ -136,6 +129,18 @@ func (a *typedAnswer[T]) result(settings *settings, outcome *Outcome) (Result[T]
 	}
 	a.given.Record = outcome.Record
 	return a.given, a.givenErr
+}
+
+// gatedResult is result, in its turn where other calls make results of the same bytes.
+func (a *typedAnswer[T]) gatedResult(ctx context.Context, gate *gate, settings *settings, outcome *Outcome, shared bool) (Result[T], error) {
+	if shared {
+		give, err := gate.room(ctx, outcome.Record)
+		if err != nil {
+			return Result[T]{}, err
+		}
+		defer give()
+	}
+	return a.result(settings, outcome)
 }
 
 // isFinal reports whether err, from resultOf, is what was recorded.

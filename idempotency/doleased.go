@@ -92,14 +92,7 @@ func (o *leasedOperation[T]) do(ctx context.Context, operation Operation, wait t
 		}
 		return Result[T]{}, err
 	}
-	if shared {
-		give, err := client.gate.room(ctx, outcome.Record)
-		if err != nil {
-			return Result[T]{}, err
-		}
-		defer give()
-	}
-	return o.result(client.settings, outcome)
+	return o.gatedResult(ctx, client.gate, client.settings, outcome, shared)
 }
 
 // try claims the key once, and does the work if it got it.

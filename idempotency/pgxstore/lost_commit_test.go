@@ -36,65 +36,50 @@ func TestLostReplyToCommitIsResolved(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		afterCommit bool
-		runs        int32
-	}{
-		"committed":     {afterCommit: true, runs: 1},
-		"not committed": {afterCommit: false, runs: 2},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			proxy := &bench.CommitProxy{AfterCommit: test.afterCommit}
-			b := proxiedBench(t, proxy, nil)
-			var runs atomic.Int32
-			proxy.Armed.Store(true)
-			result, err := idempotency.Do(t.Context(), b.Client, bench.Params("k"), func(ctx context.Context, tx pgx.Tx) (string, error) {
-				runs.Add(1)
-				return "answer", bench.Effect(ctx, tx, "k")
-			})
-			if err != nil || result.Value != "answer" || result.Replayed {
-				t.Errorf("%+v, %v; want the answer of this very call", result, err)
-			}
-			if proxy.Cuts.Load() != 1 {
-				t.Errorf("%d commits were cut, want 1", proxy.Cuts.Load())
-			}
-			if runs.Load() != test.runs || b.Effects(t, "k") != 1 {
-				t.Errorf("%d runs, %d effects; want %d and 1", runs.Load(), b.Effects(t, "k"), test.runs)
-			}
-		})
-	}
-}
-
-// The claim of a lease stays after a commit that left nothing, and the function runs
-// again under it.
-func TestLostReplyToTheCommitOfDoExternalIsResolved(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		afterCommit bool
 		runs        int
 	}{
 		"committed":     {afterCommit: true, runs: 1},
 		"not committed": {afterCommit: false, runs: 2},
 	} {
-		t.Run(name, func(t *testing.T) {
+		check := func(t *testing.T, call func(b *bench.Bench, work func(ctx context.Context, tx pgx.Tx) (string, error)) (idempotency.Result[string], error)) {
+			t.Helper()
 			t.Parallel()
 			proxy := &bench.CommitProxy{AfterCommit: test.afterCommit}
 			b := proxiedBench(t, proxy, nil)
-			charges, runs := 0, 0
-			result, err := idempotency.DoExternal(t.Context(), b.Client, bench.Params("k"), func(ctx context.Context, lease *idempotency.Lease) (string, error) {
-				return idempotency.Step(ctx, lease, "charge", idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (string, error) {
-					charges++
-					return "receipt", nil
-				})
-			}, func(ctx context.Context, tx pgx.Tx, receipt string) (string, error) {
+			runs := 0
+			result, err := call(b, func(ctx context.Context, tx pgx.Tx) (string, error) {
 				runs++
 				proxy.Armed.Store(runs == 1)
-				return receipt, bench.Effect(ctx, tx, "k")
+				return "answer", bench.Effect(ctx, tx, "k")
 			})
-			if err != nil || result.Value != "receipt" || result.Replayed || result.Record.Attempt != 1 || result.Record.Response == nil {
+			if err != nil || result.Value != "answer" || result.Replayed || result.Record.Attempt != 1 || result.Record.Response == nil {
 				t.Errorf("%+v, %v; want the answer of this very call", result, err)
 			}
-			if proxy.Cuts.Load() != 1 || charges != 1 || runs != test.runs || b.Effects(t, "k") != 1 {
-				t.Errorf("%d cuts, %d charges, %d runs, %d effects; want 1, 1, %d and 1", proxy.Cuts.Load(), charges, runs, b.Effects(t, "k"), test.runs)
+			if proxy.Cuts.Load() != 1 {
+				t.Errorf("%d commits were cut, want 1", proxy.Cuts.Load())
+			}
+			if runs != test.runs || b.Effects(t, "k") != 1 {
+				t.Errorf("%d runs, %d effects; want %d and 1", runs, b.Effects(t, "k"), test.runs)
+			}
+		}
+		t.Run(name, func(t *testing.T) {
+			check(t, func(b *bench.Bench, work func(ctx context.Context, tx pgx.Tx) (string, error)) (idempotency.Result[string], error) {
+				return idempotency.Do(t.Context(), b.Client, bench.Params("k"), work)
+			})
+		})
+		// The claim of a lease stays after a commit that left nothing.
+		t.Run("DoExternal, "+name, func(t *testing.T) {
+			charges := 0
+			check(t, func(b *bench.Bench, work func(ctx context.Context, tx pgx.Tx) (string, error)) (idempotency.Result[string], error) {
+				return idempotency.DoExternal(t.Context(), b.Client, bench.Params("k"), func(ctx context.Context, lease *idempotency.Lease) (idempotency.None, error) {
+					return idempotency.Step(ctx, lease, "charge", idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (idempotency.None, error) {
+						charges++
+						return idempotency.None{}, nil
+					})
+				}, func(ctx context.Context, tx pgx.Tx, _ idempotency.None) (string, error) { return work(ctx, tx) })
+			})
+			if charges != 1 {
+				t.Errorf("%d charges, want 1", charges)
 			}
 		})
 	}

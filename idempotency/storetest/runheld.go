@@ -3,7 +3,6 @@ package storetest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime"
 	"sync"
 
@@ -219,40 +218,14 @@ func (t *txSuite[TTx]) heldCompletedInside() {
 }
 
 func (t *txSuite[TTx]) heldRacesTakeover() {
-	for round := range 10 {
-		id := fmt.Sprint(round)
-		claim := t.claimShort(id)
-		t.untilLeasesEnd()
-		var mu sync.Mutex
-		ran, taken := 0, 0
-		t.suite.race(func(i int) bool {
-			if i == 0 {
-				_, err := t.h.Store.RunHeld(t.Context(), claim, t.affect(id, response("late")))
-				if err != nil && !errors.Is(err, idempotency.ErrClaimLost) {
-					t.Errorf("RunHeld: %v", err)
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				if err == nil {
-					ran++
-				}
-				return err == nil
-			}
-			outcome, err := t.store.Begin(t.Context(), t.params(id))
-			if err != nil {
-				t.Errorf("Begin: %v", err)
-				return false
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			if outcome.State == idempotency.New {
-				taken++
-			}
-			return outcome.State == idempotency.New
-		})
-		if ran+taken != 1 {
-			t.Fatalf("ran %d times and was taken over %d times; want one of them once", ran, taken)
+	t.raceTakeovers(func(id string, claim *idempotency.Claim) error {
+		_, err := t.h.Store.RunHeld(t.Context(), claim, t.affect(id, response("late")))
+		return err
+	}, func(id string, holderWon bool) {
+		want := 0
+		if holderWon {
+			want = 1
 		}
-		t.effects(id, ran)
-	}
+		t.effects(id, want)
+	})
 }

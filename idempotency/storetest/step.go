@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/samecommit/samecommit/idempotency"
@@ -102,23 +103,28 @@ func (t *suite) racingTakeovers() {
 }
 
 func (t *suite) completionRacesTakeover() {
+	t.raceTakeovers(func(_ string, claim *idempotency.Claim) error {
+		_, err := t.store.Complete(t.Context(), claim, response("late"))
+		return err
+	}, nil)
+}
+
+// raceTakeovers lets the holder of a lease that has ended do something with its claim
+// while others take the key over: one of them wins. check is told who it was.
+func (t *suite) raceTakeovers(holder func(id string, claim *idempotency.Claim) error, check func(id string, holderWon bool)) {
+	t.Helper()
 	for round := range 10 {
 		id := fmt.Sprint(round)
-		first := t.claimShort(id)
+		claim := t.claimShort(id)
 		t.untilLeasesEnd()
-		var mu sync.Mutex
-		completed, taken := 0, 0
-		t.race(func(i int) bool {
+		var holderWon atomic.Bool
+		won := t.race(func(i int) bool {
 			if i == 0 {
-				_, err := t.store.Complete(t.Context(), first, response("late"))
+				err := holder(id, claim)
 				if err != nil && !errors.Is(err, idempotency.ErrClaimLost) {
-					t.Errorf("Complete: %v", err)
+					t.Errorf("the holder of the lease: %v", err)
 				}
-				mu.Lock()
-				defer mu.Unlock()
-				if err == nil {
-					completed++
-				}
+				holderWon.Store(err == nil)
 				return err == nil
 			}
 			outcome, err := t.store.Begin(t.Context(), t.params(id))
@@ -126,15 +132,13 @@ func (t *suite) completionRacesTakeover() {
 				t.Errorf("Begin: %v", err)
 				return false
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			if outcome.State == idempotency.New {
-				taken++
-			}
 			return outcome.State == idempotency.New
 		})
-		if completed+taken != 1 {
-			t.Fatalf("completed %d times and taken over %d times; want one of them once", completed, taken)
+		if won != 1 {
+			t.Fatalf("%d won, of the holder (%t) and takeovers; want 1", won, holderWon.Load())
+		}
+		if check != nil {
+			check(id, holderWon.Load())
 		}
 	}
 }

@@ -1329,7 +1329,7 @@ var table = []mutant{
 	{
 		name: "a commit that left nothing passes for one of leased work", breaks: together,
 		edits: []edit{{resolveFile, "case found.completed() && found.ClaimID", "case found != nil && found.ClaimID"}},
-		test:  "TestLostReplyToTheCommitOfDoExternalIsResolved/not committed", pkg: "idempotency/pgxstore",
+		test:  "TestLostReplyToCommitIsResolved/DoExternal, not committed", pkg: "idempotency/pgxstore",
 	},
 	{
 		name: "a lease is renewed while its transaction has the row", breaks: unstuck,
