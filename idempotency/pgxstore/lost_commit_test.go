@@ -43,7 +43,6 @@ func TestLostReplyToCommitIsResolved(t *testing.T) {
 	} {
 		check := func(t *testing.T, call func(b *bench.Bench, work func(ctx context.Context, tx pgx.Tx) (string, error)) (idempotency.Result[string], error)) {
 			t.Helper()
-			t.Parallel()
 			proxy := &bench.CommitProxy{AfterCommit: test.afterCommit}
 			b := proxiedBench(t, proxy, nil)
 			runs := 0
@@ -63,12 +62,14 @@ func TestLostReplyToCommitIsResolved(t *testing.T) {
 			}
 		}
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			check(t, func(b *bench.Bench, work func(ctx context.Context, tx pgx.Tx) (string, error)) (idempotency.Result[string], error) {
 				return idempotency.Do(t.Context(), b.Client, bench.Params("k"), work)
 			})
 		})
 		// The claim of a lease stays after a commit that left nothing.
 		t.Run("DoExternal, "+name, func(t *testing.T) {
+			t.Parallel()
 			charges := 0
 			check(t, func(b *bench.Bench, work func(ctx context.Context, tx pgx.Tx) (string, error)) (idempotency.Result[string], error) {
 				return idempotency.DoExternal(t.Context(), b.Client, bench.Params("k"), func(ctx context.Context, lease *idempotency.Lease) (idempotency.None, error) {
