@@ -28,17 +28,16 @@ type Config struct {
 	// TTL is how long an answer replays where Params.TTL is zero, which says how
 	// long it should be. At least a microsecond. Defaults to 24 hours.
 	TTL time.Duration
-	// Wait is how long Do, DoLeased and Run wait for another holder of the key where Params.Wait
-	// is zero. Defaults to 2 seconds; NoWait fails at once.
+	// Wait is how long Do, Run, DoLeased and DoExternal wait for another holder of the
+	// key where Params.Wait is zero. Defaults to 2 seconds; NoWait fails at once.
 	Wait time.Duration
-	// MaxWaiters is how many calls of Do, DoLeased and Run, of all keys together, may wait in
+	// MaxWaiters is how many calls of those four, of all keys together, may wait in
 	// memory for other calls of this client; one more fails at once with
-	// ErrOverloaded.
-	// Defaults to 10,000.
+	// ErrOverloaded. Defaults to 10,000.
 	MaxWaiters int
 	// MaxSharedBytes bounds how many bytes of answers, of all keys together, calls
-	// of Do and DoLeased turn into results at one time where another call of this client has
-	// found out the answer. Each of them counts all of it until it returns; one
+	// of Do, DoLeased and DoExternal turn into results at one time where another call of
+	// this client has found out the answer. Each of them counts all of it until it returns; one
 	// more waits for others to return, or for its context to end. An answer
 	// larger than this goes alone. Results that callers keep do not count.
 	// Defaults to 64 MiB.
@@ -64,11 +63,12 @@ type Config struct {
 	KeySecret Secret
 	// Lease is Params.Lease where that is zero. Defaults to 30 seconds.
 	Lease time.Duration
-	// MaxHold bounds how long DoLeased renews the lease of one run of its function: one
-	// that hangs must not hold its key for ever. Defaults to 15 minutes.
+	// MaxHold bounds how long DoLeased, and DoExternal before its transaction, renew the
+	// lease of one run of their function: one that hangs must not hold its key for ever.
+	// Defaults to 15 minutes.
 	MaxHold time.Duration
 	// MaxAttempts is how many leases of one key may end without an answer before
-	// DoLeased fails with ErrNeedsAttention. Work that was suspended, since its
+	// DoLeased and DoExternal fail with ErrNeedsAttention. Work that was suspended, since its
 	// function returned an error, does not count. Defaults to 10.
 	MaxAttempts int
 	// Tracer follows every call. Defaults to none.

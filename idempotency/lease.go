@@ -19,8 +19,8 @@ const (
 	settleAttempt = settleTimeout / 4
 )
 
-// Lease is a hold on a key for as long as the function of DoLeased is at work. It
-// is renewed in the background. A Lease is safe for concurrent use.
+// Lease is a hold on a key for as long as the function of DoLeased, or the first one of
+// DoExternal, is at work. It is renewed in the background. A Lease is safe for concurrent use.
 type Lease struct {
 	client *LeaseClient
 	// first is the claim as it was made.
@@ -71,7 +71,7 @@ func (l *Lease) StepKey(step string) string {
 }
 
 // errReturned is for steps that something started by the function asks for later.
-var errReturned = errors.New("idempotency: the function of DoLeased has returned")
+var errReturned = errors.New("idempotency: the function that the lease was given to has returned")
 
 func newLease(client *LeaseClient, claim *Claim, cancel context.CancelCauseFunc) *Lease {
 	l := &Lease{client: client, first: claim, cancel: cancel, deadline: claim.Deadline, asked: make(map[string]bool), recorded: len(claim.Steps)}

@@ -3,7 +3,8 @@ package idempotency
 import "context"
 
 // LeaseClient runs work that leaves the database, once per key, under leases.
-// A LeaseClient is safe for concurrent use. See DoLeased.
+// A LeaseClient is safe for concurrent use. See DoLeased; DoExternal needs
+// a Client, whose store has transactions.
 type LeaseClient struct {
 	store    Store
 	settings *settings

@@ -24,11 +24,11 @@ type Params struct {
 	// while another call runs the operation no longer undoes what that call did.
 	// At least a microsecond. Defaults to Config.TTL.
 	TTL time.Duration
-	// Wait bounds how long a call waits for another holder of the key. Do, DoLeased
-	// and Run default to Config.Wait. DoTx and TxClient.Begin, which would wait on the
+	// Wait bounds how long a call waits for another holder of the key. Do, Run, DoLeased
+	// and DoExternal default to Config.Wait. DoTx and TxClient.Begin, which would wait on the
 	// caller's own connection, default to NoWait. BeginMany does not wait.
 	Wait time.Duration
-	// Lease is for DoLeased alone: how long the key stays held after this process has
+	// Lease is for DoLeased and DoExternal alone: how long the key stays held after this process has
 	// died, before another one may go on. It is renewed every third of it. 100
 	// milliseconds to 1 hour. Defaults to Config.Lease.
 	Lease time.Duration

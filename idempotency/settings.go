@@ -69,7 +69,7 @@ func (s *settings) fillBeginParams(begin *BeginParams, params *Params) error {
 		return err
 	}
 	if params.Lease != 0 {
-		return &ParamError{Field: "Lease", Reason: "is set; only DoLeased holds keys by a lease"}
+		return &ParamError{Field: "Lease", Reason: "is set; only DoLeased and DoExternal hold keys by a lease"}
 	}
 	s.fillParams(begin, params)
 	return nil

@@ -54,10 +54,11 @@ func cloneSteps(steps []StepRecord) []StepRecord {
 
 // StepCall is one call of a step's function.
 type StepCall struct {
-	// Key is Lease.StepKey: the idempotency key for the request that the step makes.
+	// Key is Lease.StepKey: the idempotency key for the request that the step makes. In
+	// a header it stays out of errors, which quote URLs.
 	Key string
-	// MayHaveRun says that somebody has begun this work before, and may have done
-	// this step without recording it: look it up at the provider, or rely on Key.
+	// MayHaveRun says that somebody has begun the work of this key before, and may have
+	// done this step without recording it: look it up at the provider, or rely on Key.
 	// False means that nobody had begun it when this call's claim was made.
 	MayHaveRun bool
 }
@@ -67,9 +68,12 @@ type StepCall struct {
 // is returned and fn is not called. Arguments digests what the step depends on: a
 // recorded step with other arguments is ErrStepChanged, and so is a name that is
 // used twice in one attempt; a recorded result of another type is a
-// *ResultTypeError. NoFingerprint compares nothing.
+// *ResultTypeError. NoFingerprint compares nothing, which is right where the step
+// depends on nothing but what Params.Fingerprint digests, in every version of the
+// program.
 //
-// An error of fn's is returned, and nothing is recorded. A result is recorded for
+// An error of fn's is returned, and nothing is recorded; one that Final marks becomes
+// the answer where the function that called Step returns it. A result is recorded for
 // as long as the lease may last, and at least tried once after that: where that
 // fails, fn's effect is there, and only StepCall.Key keeps the next attempt from
 // repeating it. Step does not start after the lease's end: ErrLeaseEnded. At most
