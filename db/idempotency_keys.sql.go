@@ -888,12 +888,20 @@ FROM idempotency_keys
 WHERE expires_at IS NULL
     AND unfinished IS NULL
     AND locked_until <= statement_timestamp()
-ORDER BY created_at
-LIMIT $1
+    AND created_at >= $1::timestamptz
+    AND (created_at, scope, id) > ($1::timestamptz, $2::text, $3::text)
+ORDER BY
+    created_at,
+    idempotency_keys.scope,
+    idempotency_keys.id
+LIMIT $4
 `
 
 type KeyListAbandonedParams struct {
-	MaxRows int32
+	AfterAt    pgtype.Timestamptz
+	AfterScope string
+	AfterID    string
+	MaxRows    int32
 }
 
 type KeyListAbandonedRow struct {
@@ -909,9 +917,14 @@ type KeyListAbandonedRow struct {
 }
 
 // The first two conditions are the index's: one on locked_until, or one that has it
-// in its condition, would end HOT updates of a lease.
+// in its condition, would end HOT updates of a lease. after_at alone is for the index.
 func (q *Queries) KeyListAbandoned(ctx context.Context, db DBTX, arg *KeyListAbandonedParams) ([]*KeyListAbandonedRow, error) {
-	rows, err := db.Query(ctx, keyListAbandoned, arg.MaxRows)
+	rows, err := db.Query(ctx, keyListAbandoned,
+		arg.AfterAt,
+		arg.AfterScope,
+		arg.AfterID,
+		arg.MaxRows,
+	)
 	if err != nil {
 		return nil, err
 	}
@@ -938,6 +951,21 @@ func (q *Queries) KeyListAbandoned(ctx context.Context, db DBTX, arg *KeyListAba
 		return nil, err
 	}
 	return items, nil
+}
+
+const keyLock = `-- name: KeyLock :exec
+SELECT pg_advisory_xact_lock($1::bigint # 'idempotency_keys'::regclass::oid::bigint)
+`
+
+type KeyLockParams struct {
+	LockID int64
+}
+
+// Goes before KeyTryLock, for who must have the hint: it waits for a rival that is at
+// work since the lease has ended.
+func (q *Queries) KeyLock(ctx context.Context, db DBTX, arg *KeyLockParams) error {
+	_, err := db.Exec(ctx, keyLock, arg.LockID)
+	return err
 }
 
 const keyReclaim = `-- name: KeyReclaim :one

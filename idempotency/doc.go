@@ -40,7 +40,7 @@
 //   - a Store keeps them at once for everybody, and holds running keys by leases;
 //   - a TxStore also holds keys by a transaction, and is what a Client needs;
 //   - a Sweeper has to be told to delete what has expired;
-//   - a Lister finds leased work that nobody is at;
+//   - a Lister finds leased work whose lease has ended;
 //   - BatchVerbs, of a TxStore's WithTx, take many keys at once;
 //   - a PerCallerStore, or NamespaceStore, answers each caller for itself.
 //

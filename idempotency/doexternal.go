@@ -1,6 +1,10 @@
 package idempotency
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+)
 
 // DoExternal does work elsewhere and then records it in the database, once per key:
 // charge a card, then book it. external runs as the function of DoLeased does, with
@@ -21,8 +25,9 @@ import "context"
 // run: ErrClaimLost. commit has no limit of time but its context's, and the store's.
 //
 // Errors are those of DoLeased, and of Do about its transaction: ErrOwned,
-// ErrTxAborted, ErrUnavailable, ErrSerializationFailure and ErrReadOnly. After
-// ErrOutcomeUnknown call again with the same key.
+// ErrTxAborted, ErrUnavailable, ErrSerializationFailure and ErrReadOnly. They say that
+// the transaction has not committed; what external did stands, so call again with the
+// same key, also after ErrOutcomeUnknown.
 func DoExternal[T, E, TTx any](ctx context.Context, client *Client[TTx], params Params,
 	external func(ctx context.Context, lease *Lease) (E, error),
 	commit func(ctx context.Context, tx TTx, done E) (T, error),
@@ -46,9 +51,13 @@ func DoExternal[T, E, TTx any](ctx context.Context, client *Client[TTx], params 
 		return none, err
 	}
 	op.commit = func(ctx context.Context, claim *Claim) (*Record, error) {
-		return client.store.RunHeld(ctx, claim, func(ctx context.Context, tx TTx) (Answer, error) {
+		record, err := client.store.RunHeld(ctx, claim, func(ctx context.Context, tx TTx) (Answer, error) {
 			return op.answer(op.call(ctx, func(ctx context.Context) (T, error) { return commit(ctx, tx, done) }))
 		})
+		if errors.Is(err, ErrUnavailable) {
+			err = fmt.Errorf("idempotency: what was done elsewhere stands, and only its transaction is not committed: %w", err)
+		}
+		return record, err
 	}
 	return op.do(ctx, OperationDoExternal, params.waitOr(client.settings.Wait))
 }

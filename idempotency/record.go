@@ -150,6 +150,14 @@ func (c *Claim) ValidateComplete() error {
 	return validateTTL("Claim.TTL", c.TTL)
 }
 
+// ValidateRunHeld is ValidateComplete and ValidateAddStep for RunHeld.
+func (c *Claim) ValidateRunHeld() error {
+	if err := c.ValidateComplete(); err != nil {
+		return err
+	}
+	return c.ValidateAddStep()
+}
+
 // ValidateAddStep is Validate for AddStep, and returns a *ParamError for a claim
 // that was begun in a transaction.
 func (c *Claim) ValidateAddStep() error {
@@ -157,7 +165,7 @@ func (c *Claim) ValidateAddStep() error {
 		return err
 	}
 	if c.LockedUntil.IsZero() {
-		return &ParamError{Field: "Claim", Reason: "was begun in a transaction, which keeps or undoes its work as a whole: it has no steps"}
+		return &ParamError{Field: "Claim", Reason: "was begun in a transaction, which keeps or undoes its work as a whole: it has no steps, and no other transaction"}
 	}
 	return nil
 }

@@ -75,10 +75,11 @@ type TxStore[TTx any] interface {
 	Run(ctx context.Context, params *BeginParams, fn func(ctx context.Context, tx TTx) (Answer, error)) (*Outcome, error)
 	// RunHeld calls fn in a transaction of its own under the claim of a lease, and
 	// commits fn's writes together with the response of fn's answer, as Run does; fn
-	// runs again as in Run. Until then others find the key in progress, also where
-	// the lease ends meanwhile. ErrClaimLost as for Complete, before fn is called
-	// where the claim is lost by then. Where it fails, nothing is committed, and the
-	// claim is held as before.
+	// runs again as in Run. From when fn is called others find the key in progress,
+	// also where the lease ends meanwhile; who was at work before, since the lease had
+	// ended, is waited for. ErrClaimLost as for Complete, before fn is called where the
+	// claim is lost by then; a claim that was begun in a transaction is a *ParamError.
+	// Where fn fails, nothing is committed, and the claim is held as before.
 	RunHeld(ctx context.Context, claim *Claim, fn func(ctx context.Context, tx TTx) (Answer, error)) (*Record, error)
 	// Transact calls fn in a transaction like Run's, without a key, and commits it
 	// where fn returns nil. A lost reply to the commit is ErrOutcomeUnknown, after
@@ -103,14 +104,16 @@ type Sweeper interface {
 // DefaultDeleteLimit is how many records a Sweeper deletes where the limit is 0.
 const DefaultDeleteLimit = 1000
 
-// Lister is what a Store also is that can find leased work which nobody is at. It is
-// found by a type assertion, as Sweeper is.
+// Lister is what a Store also is that can find leased work which nobody goes on with. It
+// is found by a type assertion, as Sweeper is.
 type Lister interface {
 	// ListAbandoned returns at most limit records whose lease has ended or was
-	// suspended, by CreatedAt, which is when the lease began: oldest first. A limit
-	// of 0 means DefaultListLimit. Who continues the work moves a record to the end;
-	// one that ErrNeedsAttention keeps from everybody stays where it is.
-	ListAbandoned(ctx context.Context, limit int) ([]*Record, error)
+	// suspended, by CreatedAt, which is when the lease began, oldest first, behind the
+	// record after, or from the first on where that is nil. A limit of 0 means
+	// DefaultListLimit. Work whose lease has ended while RunHeld is at it is among
+	// them. Who continues the work moves its record to the end; one that
+	// ErrNeedsAttention keeps from everybody stays where it is.
+	ListAbandoned(ctx context.Context, after *Record, limit int) ([]*Record, error)
 }
 
 // DefaultListLimit is how many records a Lister returns where the limit is 0.

@@ -157,6 +157,11 @@ SELECT
     CAST(coalesce((SELECT one FROM written), 'a trigger or rule kept the row from being written') AS integer) AS written,
     statement_timestamp()::timestamptz AS created_at;
 
+-- name: KeyLock :exec
+-- Goes before KeyTryLock, for who must have the hint: it waits for a rival that is at
+-- work since the lease has ended.
+SELECT pg_advisory_xact_lock(@lock_id::bigint # 'idempotency_keys'::regclass::oid::bigint);
+
 -- name: KeyHold :one
 -- Goes behind KeyTryLock, whose hint keeps others from waiting for the row that
 -- this one locks. The lease may have ended: only the claim id decides.
@@ -411,7 +416,7 @@ FROM deleted;
 
 -- name: KeyListAbandoned :many
 -- The first two conditions are the index's: one on locked_until, or one that has it
--- in its condition, would end HOT updates of a lease.
+-- in its condition, would end HOT updates of a lease. after_at alone is for the index.
 SELECT
     scope::text AS scope,
     id::text AS id,
@@ -426,7 +431,12 @@ FROM idempotency_keys
 WHERE expires_at IS NULL
     AND unfinished IS NULL
     AND locked_until <= statement_timestamp()
-ORDER BY created_at
+    AND created_at >= @after_at::timestamptz
+    AND (created_at, scope, id) > (@after_at::timestamptz, @after_scope::text, @after_id::text)
+ORDER BY
+    created_at,
+    idempotency_keys.scope,
+    idempotency_keys.id
 LIMIT @max_rows;
 
 -- name: KeyBeginMany :exec

@@ -7,7 +7,9 @@
 // It keeps the whole contract, leases and transactions included, and is safe
 // for concurrent use. Its clock is time.Now, so package testing/synctest moves
 // it. A transaction holds nothing but keys and the functions given to
-// Tx.OnCommit, which stand for the writes that a database would roll back.
+// Tx.OnCommit, which stand for the writes that a database would roll back. Nothing
+// waits for a transaction, as it would in a database: a key that one has written to is
+// in progress, and a claim of a lease that RunHeld is at is lost to the other verbs.
 //
 // A service that holds an idempotency.Client[pgx.Tx] is tested with
 // memstore.New[pgx.Tx](nil): its functions get a nil transaction. Give New a

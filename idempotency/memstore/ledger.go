@@ -2,6 +2,7 @@ package memstore
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 	"sync"
 	"time"
@@ -148,20 +149,25 @@ func (l *ledger) put(w *work, record *idempotency.Record) {
 	l.holders[record.Key] = w
 }
 
-func (l *ledger) listAbandoned(limit int) []*idempotency.Record {
+func (l *ledger) listAbandoned(after *idempotency.Record, limit int) []*idempotency.Record {
 	var found []*idempotency.Record
 	now := time.Now()
 	for _, record := range l.records {
-		if record.State == idempotency.InProgress && !record.LockedUntil.After(now) {
+		if record.State == idempotency.InProgress && !record.LockedUntil.After(now) && (after == nil || compareLeases(record, after) > 0) {
 			found = append(found, record)
 		}
 	}
-	slices.SortFunc(found, func(a, b *idempotency.Record) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	slices.SortFunc(found, compareLeases)
 	found = found[:min(limit, len(found))]
 	for i, record := range found {
 		found[i] = record.Clone()
 	}
 	return found
+}
+
+// compareLeases orders records by when their lease began.
+func compareLeases(a, b *idempotency.Record) int {
+	return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Key.Scope, b.Key.Scope), cmp.Compare(a.Key.ID, b.Key.ID))
 }
 
 func (l *ledger) deleteExpired(limit int) int {

@@ -152,8 +152,8 @@ func (s *Store[TTx]) DeleteExpired(_ context.Context, limit int) (int, error) {
 	return s.ledger.deleteExpired(limit), nil
 }
 
-// ListAbandoned returns leased work that nobody is at. See idempotency.Lister.
-func (s *Store[TTx]) ListAbandoned(_ context.Context, limit int) ([]*idempotency.Record, error) {
+// ListAbandoned returns leased work whose lease has ended. See idempotency.Lister.
+func (s *Store[TTx]) ListAbandoned(_ context.Context, after *idempotency.Record, limit int) ([]*idempotency.Record, error) {
 	if limit < 0 {
 		return nil, &idempotency.ParamError{Field: "limit", Reason: "is negative; 0 means 100"}
 	}
@@ -162,7 +162,7 @@ func (s *Store[TTx]) ListAbandoned(_ context.Context, limit int) ([]*idempotency
 	}
 	s.ledger.mu.Lock()
 	defer s.ledger.mu.Unlock()
-	return s.ledger.listAbandoned(limit), nil
+	return s.ledger.listAbandoned(after, limit), nil
 }
 
 // WithTx returns the verbs as part of tx: a *Tx, or anything with a method

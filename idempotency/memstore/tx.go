@@ -179,7 +179,7 @@ func (t *Tx) nested(fn func(view *Tx) error) error {
 
 // hold makes the key of a lease the transaction's, until that ends.
 func (t *Tx) hold(claim *idempotency.Claim) error {
-	if err := claim.ValidateComplete(); err != nil {
+	if err := claim.ValidateRunHeld(); err != nil {
 		return err
 	}
 	t.ledger.mu.Lock()

@@ -5,14 +5,15 @@ import (
 	"math"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/samecommit/samecommit/db"
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/txhelper"
 )
 
-// ListAbandoned returns leased work that nobody is at. See idempotency.Lister.
-func (s *Store) ListAbandoned(ctx context.Context, limit int) ([]*idempotency.Record, error) {
+// ListAbandoned returns leased work whose lease has ended. See idempotency.Lister.
+func (s *Store) ListAbandoned(ctx context.Context, after *idempotency.Record, limit int) ([]*idempotency.Record, error) {
 	if limit < 0 || limit > math.MaxInt32 {
 		return nil, &idempotency.ParamError{Field: "limit", Reason: "is not between 0 and 2,147,483,647"}
 	}
@@ -23,12 +24,17 @@ func (s *Store) ListAbandoned(ctx context.Context, limit int) ([]*idempotency.Re
 	if err != nil {
 		return nil, err
 	}
+	params := &db.KeyListAbandonedParams{AfterAt: pgtype.Timestamptz{InfinityModifier: pgtype.NegativeInfinity, Valid: true}, MaxRows: int32(limit)} //nolint:gosec // As checked above.
+	if after != nil {
+		params.AfterAt = pgtype.Timestamptz{Time: after.CreatedAt, Valid: true}
+		params.AfterScope, params.AfterID = after.Key.Scope, after.Key.ID
+	}
 	var found []*db.KeyListAbandonedRow
 	batch := &pgx.Batch{}
 	queue(batch)
 	_ = s.queries.PlanByIndex(ctx, txhelper.Queue(batch, nil))
 	txhelper.QueueStep(batch, func(q txhelper.Querier) (err error) {
-		found, err = s.queries.KeyListAbandoned(ctx, q, &db.KeyListAbandonedParams{MaxRows: int32(limit)}) //nolint:gosec // As checked above.
+		found, err = s.queries.KeyListAbandoned(ctx, q, params)
 		return err
 	})
 	_ = s.queries.PlanAsBefore(ctx, txhelper.Queue(batch, nil))

@@ -82,7 +82,7 @@ func everyStatement(t *testing.T, b *bench.Bench, round string) (inserted int64)
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := b.Store.ListAbandoned(ctx, 10); err != nil {
+		if _, err := b.Store.ListAbandoned(ctx, nil, 10); err != nil {
 			t.Fatal(err)
 		}
 		var all []idempotency.Params

@@ -3,6 +3,7 @@ package pgxstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,7 +16,7 @@ import (
 // RunHeld calls fn in a transaction of its own under the claim of a lease, and
 // commits fn's writes and its response together. See idempotency.TxStore.
 func (s *Store) RunHeld(ctx context.Context, claim *idempotency.Claim, fn func(ctx context.Context, tx pgx.Tx) (idempotency.Answer, error)) (record *idempotency.Record, err error) {
-	if err := claim.ValidateComplete(); err != nil {
+	if err := claim.ValidateRunHeld(); err != nil {
 		return nil, err
 	}
 	// The claim decides, whatever its request was.
@@ -65,7 +66,9 @@ func (r *heldRun) hold(ctx context.Context) (*txhelper.Transaction, error) {
 	lost := false
 	transaction, err := r.begin(ctx, func(ctx context.Context) (*txhelper.Transaction, error) {
 		return r.store.open(ctx, r.store.db, &r.store.options, func(batch *pgx.Batch) {
-			// Whether or not it is to be had: the row is waited for.
+			// Waited for: without the hint, rivals would wait for the row, and a lost
+			// commit would seem to have ended.
+			_ = r.store.queries.KeyLock(ctx, txhelper.Queue(batch, nil), &db.KeyLockParams{LockID: lockID(r.claim.Key)})
 			lock = r.queueTryLock(ctx, batch)
 			key := r.claim.Key
 			_, _ = r.store.queries.KeyHold(ctx, txhelper.Queue(batch, func(err error) error {
@@ -77,6 +80,9 @@ func (r *heldRun) hold(ctx context.Context) (*txhelper.Transaction, error) {
 		})
 	})
 	if err != nil {
+		if sqlState(err) == codeLockTimeout {
+			return nil, errTryAgain
+		}
 		return nil, r.explain(err)
 	}
 	err = checkEncoding(transaction.Tx().Conn())
@@ -122,7 +128,8 @@ func (r *heldRun) finish(ctx context.Context, transaction *txhelper.Transaction,
 		return outcome.Record, nil
 	}
 	if r.writeErr != nil && sqlState(err) == codeDivisionByZero {
-		return nil, r.claimLost()
+		// The row is locked: nobody else has done that.
+		return nil, &idempotency.KeyError{Key: r.claim.Key, Err: fmt.Errorf("%w: its own function has ended it, or a row trigger or a rule on \"idempotency_keys\" kept its row from being written: nothing was committed", idempotency.ErrClaimLost)}
 	}
 	return nil, r.notCommitted(err)
 }

@@ -4,7 +4,7 @@ import "github.com/samecommit/samecommit/idempotency"
 
 var listCases = []testCase[*suite]{
 	{"list abandoned finds what nobody is at, oldest first", (*suite).listAbandoned},
-	{"list abandoned honours its limit", (*suite).listLimit},
+	{"list abandoned honours its limit, and goes on behind a record", (*suite).listPages},
 }
 
 func (t *suite) lister() idempotency.Lister {
@@ -17,9 +17,9 @@ func (t *suite) lister() idempotency.Lister {
 }
 
 // list lists, and checks which keys are found.
-func (t *suite) list(limit int, want ...string) []*idempotency.Record {
+func (t *suite) list(after *idempotency.Record, limit int, want ...string) []*idempotency.Record {
 	t.Helper()
-	records, err := t.lister().ListAbandoned(t.Context(), limit)
+	records, err := t.lister().ListAbandoned(t.Context(), after, limit)
 	if err != nil {
 		t.Fatalf("ListAbandoned: %v", err)
 	}
@@ -46,7 +46,7 @@ func (t *suite) listAbandoned() {
 	t.completeShort("expired")
 	t.untilExpired("expired")
 	t.untilLeasesEnd()
-	records := t.list(0, "ended", "suspended")
+	records := t.list(nil, 0, "ended", "suspended")
 	if records[0].Suspended() || !records[1].Suspended() {
 		t.Fatalf("suspended are %t and %t; want the second alone", records[0].Suspended(), records[1].Suspended())
 	}
@@ -60,19 +60,22 @@ func (t *suite) listAbandoned() {
 		t.Fatalf("Release: %v", err)
 	}
 	t.complete(t.store, &idempotency.Claim{Key: records[0].Key, ID: records[0].ClaimID, TTL: longTTL}, response("by hand"))
-	t.list(0)
+	t.list(nil, 0)
 }
 
-func (t *suite) listLimit() {
+func (t *suite) listPages() {
 	for _, id := range []string{"a", "b", "c"} {
 		if err := t.store.Suspend(t.Context(), t.claim(id)); err != nil {
 			t.Fatalf("Suspend: %v", err)
 		}
 	}
-	t.list(2, "a", "b")
+	first := t.list(nil, 2, "a", "b")
+	t.list(first[1], 2, "c")
+	t.list(first[0], 1, "b")
+	t.list(t.list(first[1], 0, "c")[0], 0)
 	t.begin(t.store, t.params("a"), idempotency.New)
-	t.list(1, "b")
-	t.list(0, "b", "c")
-	_, err := t.lister().ListAbandoned(t.Context(), -1)
+	t.list(nil, 1, "b")
+	t.list(first[0], 0, "b", "c")
+	_, err := t.lister().ListAbandoned(t.Context(), nil, -1)
 	t.wantParamErr("ListAbandoned", err, "limit")
 }

@@ -116,7 +116,8 @@ func (t *txSuite[TTx]) heldLost() {
 	}
 	t.heldErr(released, idempotency.ErrClaimLost, t.mustNotExecute())
 	tx := t.open()
-	t.heldErr(t.begin(tx, t.txParams("tx"), idempotency.New).Claim, idempotency.ErrClaimLost, t.mustNotExecute())
+	_, err := t.h.Store.RunHeld(t.Context(), t.begin(tx, t.txParams("tx"), idempotency.New).Claim, t.mustNotExecute())
+	t.wantParamErr("RunHeld", err, "Claim")
 }
 
 func (t *txSuite[TTx]) heldError() {

@@ -299,7 +299,7 @@ func (s *scriptedSession) do(ctx context.Context, fn scriptedFunc) (idempotency.
 
 // runHeld runs under the lease that the schedule starts with.
 func (s *scriptedSession) runHeld(ctx context.Context, fn scriptedFunc) (result idempotency.Result[string], err error) {
-	held := &idempotency.Claim{Key: s.key, ID: heldClaimID, Attempt: 1, TTL: time.Hour}
+	held := &idempotency.Claim{Key: s.key, ID: heldClaimID, Attempt: 1, TTL: time.Hour, LockedUntil: time.Now()}
 	result.Record, err = s.store.RunHeld(ctx, held, func(ctx context.Context, tx pgx.Tx) (idempotency.Answer, error) {
 		name, err := fn(ctx, tx)
 		return idempotency.Answer{Response: scriptedResponse(name)}, err

@@ -611,7 +611,7 @@ var table = []mutant{
 		name: "no rollback after a panic", breaks: neutral,
 		edits: []edit{
 			{runFile, "\tdefer transaction.Rollback(ctx)\n\n\tif lookInside", "\tdone := true\n\tdefer func() {\n\t\tif done {\n\t\t\ttransaction.Rollback(ctx)\n\t\t}\n\t}()\n\n\tif lookInside"},
-			{runFile, "\tanswer, err := fn(ctx, &r.tx)\n", "\tdone = false\n\tanswer, err := fn(ctx, &r.tx)\n\tdone = true\n"},
+			{runFile, "\tanswer, err := r.call(ctx, transaction, fn)\n", "\tdone = false\n\tanswer, err := r.call(ctx, transaction, fn)\n\tdone = true\n"},
 		},
 		test: "TestGoexitAndPanicFreeTheKey",
 		pkg:  "idempotency/pgxstore",
@@ -1315,6 +1315,11 @@ var table = []mutant{
 		name: "a lost claim still runs", breaks: fenced,
 		edits: []edit{{heldFile, "if lost = errors.Is(err, pgx.ErrNoRows); lost {", "if errors.Is(err, pgx.ErrNoRows) {"}},
 		test:  contract + "run held does not execute under a lost claim",
+	},
+	{
+		name: "leased work is committed beside who is at work", breaks: bounded,
+		edits: []edit{{heldFile, "\t\t\t_ = r.store.queries.KeyLock(ctx, txhelper.Queue(batch, nil), &db.KeyLockParams{LockID: lockID(r.claim.Key)})\n", ""}},
+		test:  "TestRunHeldWaitsForWhoIsAtWork", pkg: "idempotency/pgxstore",
 	},
 	{
 		name: "leased work commits what another transaction has done", breaks: together,
