@@ -28,7 +28,7 @@ func TestRunHeldWaitsForWhoIsAtWork(t *testing.T) {
 				go func() { //nolint:contextcheck // It is another call.
 					_, err := b.Store.RunHeld(t.Context(), claim, func(context.Context, pgx.Tx) (idempotency.Answer, error) {
 						ran = true
-						rivalsFindItInProgress(t, b)
+						rivalsFindItInProgress(t, b) //nolint:contextcheck // As above.
 						return idempotency.Answer{Response: bytesResponse("k")}, nil
 					})
 					held <- err
