@@ -16,7 +16,7 @@ import (
 )
 
 // lease is short, so that the next process need not wait for long after a kill.
-const lease = 500 * time.Millisecond
+const lease = time.Second
 
 var errDeclined = errors.New("the card was declined")
 

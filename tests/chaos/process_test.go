@@ -324,7 +324,8 @@ func TestStoppedHolderHasLostItsLease(t *testing.T) {
 			t.Parallel()
 			s := &script{
 				Verb: verbExternal, Hook: hookStep, Key: "leased " + string(level), Level: level,
-				Mode: pgx.QueryExecModeExec, IdleTimeout: time.Minute, Lease: 300 * time.Millisecond, Signal: syscall.SIGSTOP,
+				Mode: pgx.QueryExecModeExec, IdleTimeout: time.Minute, Lease: 2 * time.Second, // for a busy machine
+				Signal: syscall.SIGSTOP,
 			}
 			key, mine := s.key(0), s.Key+" client's charge"
 			got := c.standStill(t, s, func() {
