@@ -18,6 +18,7 @@ const (
 	txFile          = "txhelper/transaction.go"
 	kitFile         = "idempotency/idempotencytest/statement.go"
 	budgetFile      = "idempotency/budget.go"
+	redisScripts    = "idempotency/redisstore/scripts/"
 )
 
 // contract is where pgxstore runs the suite of stores with transactions.
@@ -1350,5 +1351,47 @@ var table = []mutant{
 		name: "each renewal leaves an entry in an index", breaks: bounded,
 		edits: []edit{{schema, "WHERE expires_at IS NULL AND unfinished IS NULL;", "WHERE locked_until IS NOT NULL;"}},
 		test:  "TestRenewalIsAHeapOnlyUpdate", pkg: "idempotency/pgxstore",
+	},
+
+	// Redis.
+	{
+		name: "Redis: a claim overwrites who has come meanwhile", breaks: fenced,
+		edits: []edit{{redisScripts + "take.lua", "redis.sha1hex(value) ~= ARGV[1]", "false"}},
+		test:  "TestStore/of concurrent takeovers of an ended lease one gets the claim", pkg: "idempotency/redisstore",
+	},
+	{
+		name: "Redis: a zombie changes the record", breaks: fenced,
+		edits: []edit{{redisScripts + "prelude.lua", "fields[2] ~= 'leased' or fields[3] ~= claim", "fields[2] ~= 'leased'"}},
+		test:  "TestStore/a step of a lost claim is refused", pkg: "idempotency/redisstore",
+	},
+	{
+		name: "Redis: a completion does not know itself", breaks: honest,
+		edits: []edit{{redisScripts + "complete.lua", "fields[4] == ARGV[2] and", "false and"}},
+		test:  "TestLostReplies/Complete, 3 retries", pkg: "idempotency/redisstore",
+	},
+	{
+		name: "Redis: any completion knows itself", breaks: fenced,
+		edits: []edit{{redisScripts + "complete.lua", "fields[4] == ARGV[2] and", "true and"}},
+		test:  "TestSecondCompletionIsRefused", pkg: "idempotency/redisstore",
+	},
+	{
+		name: "Redis: what has begun cannot end in a full memory", breaks: unstuck,
+		edits: []edit{{redisScripts + "complete.lua", "redis.call('PERSIST', key)\n", ""}},
+		test:  "TestFullMemory", pkg: "idempotency/redisstore",
+	},
+	{
+		name: "Redis: a claim that no replica has is new", breaks: fenced,
+		edits: []edit{{"idempotency/redisstore/store.go", "found.claimed != nil && !replicated", "found.claimed != nil && !replicated && own.TTL == 0"}},
+		test:  "TestFailover/waited for", pkg: "idempotency/redisstore",
+	},
+	{
+		name: "Redis: a policy that evicts passes", breaks: honest,
+		edits: []edit{{"idempotency/redisstore/check.go", "policy != \"noeviction\"", "policy == \"\""}},
+		test:  "TestCheck", pkg: "idempotency/redisstore",
+	},
+	{
+		name: "Redis: the client's text chooses the node", breaks: secret,
+		edits: []edit{{"idempotency/redisstore/store.go", "return s.config.Prefix + base64", "return s.config.Prefix + key.ID + base64"}},
+		test:  "TestRedisKey", pkg: "idempotency/redisstore",
 	},
 }
