@@ -8,8 +8,9 @@ import (
 
 func TestCheckGoroutines(t *testing.T) { //nolint:paralleltest // Other tests' goroutines would be counted.
 	before := runtime.NumGoroutine()
-	stop := make(chan struct{})
-	go leftBehind(stop)
+	started, stop := make(chan struct{}), make(chan struct{})
+	go leftBehind(started, stop)
+	<-started // before that it has no name in the stacks
 	if err := checkGoroutines(before, 0); err == nil || !strings.Contains(err.Error(), "leftBehind") {
 		t.Errorf("got %v, want the goroutine that is still running", err)
 	}
@@ -19,4 +20,7 @@ func TestCheckGoroutines(t *testing.T) { //nolint:paralleltest // Other tests' g
 	}
 }
 
-func leftBehind(stop chan struct{}) { <-stop }
+func leftBehind(started, stop chan struct{}) {
+	close(started)
+	<-stop
+}
