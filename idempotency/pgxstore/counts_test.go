@@ -203,7 +203,7 @@ func TestFlightsAndStatements(t *testing.T) {
 		{"a fresh Do with one statement", do, 1, 3, 6},
 		{"its replay", do, 1, 2, 4},
 		{"Transact with one statement", transact, 1, 3, 4},
-		{"a Do that ends in a final error", final, 2, 5, 9},
+		{"a Do that ends in a final error", final, 2, 5, 10},
 		{"its replay", final, 2, 2, 4},
 		{"BEGIN, a fresh DoTx with one statement, COMMIT", doTx, 3, 7, 7},
 		{"BEGIN, its replay, COMMIT", doTx, 3, 4, 4},

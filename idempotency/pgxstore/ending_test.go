@@ -156,22 +156,49 @@ func TestEndingTheTransactionInsideDoTx(t *testing.T) {
 func TestRawCommitBeforeAnError(t *testing.T) {
 	t.Parallel()
 	b := bench.New(t, pgtest.DB(t), nil, finalConfig())
-	for name, failure := range map[string]error{"error": errors.New("declined"), "final error": idempotency.Final(errClosed)} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			_, err := idempotency.Do(t.Context(), b.Client, bench.Params(name), func(ctx context.Context, tx pgx.Tx) (string, error) {
-				if _, err := tx.Exec(ctx, `COMMIT`); err != nil {
-					return "", err
+	errDeclined := errors.New("declined")
+	for name, failure := range map[string]error{"error": errDeclined, "final error": idempotency.Final(errClosed)} {
+		for _, sql := range []string{"COMMIT", "COMMIT AND CHAIN", "COMMIT; BEGIN"} {
+			work := func(id string) func(ctx context.Context, tx pgx.Tx) (string, error) {
+				return func(ctx context.Context, tx pgx.Tx) (string, error) {
+					if err := bench.Effect(ctx, tx, id); err != nil {
+						return "", err
+					}
+					if _, err := tx.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+						return "", err
+					}
+					return "", failure
 				}
-				return "", failure
+			}
+			check := func(t *testing.T, id string, err error, recorded func(record *idempotency.Record, err error) bool) {
+				t.Helper()
+				if ended := errors.Is(err, idempotency.ErrOwned) && errors.Is(err, txhelper.ErrEnded); !ended && !errors.Is(err, errDeclined) {
+					t.Errorf("got %v, want ErrOwned and ErrEnded", err)
+				}
+				if record, err := b.Client.Get(t.Context(), bench.Params(id).Key); recorded(record, err) {
+					t.Errorf("Get: %+v, %v; want no answer", record, err)
+				}
+				if n := b.Effects(t, id); n != 1 {
+					t.Errorf("%d effects, want the one that was committed", n)
+				}
+			}
+			t.Run(name+" after "+sql, func(t *testing.T) {
+				t.Parallel()
+				_, err := idempotency.Do(t.Context(), b.Client, bench.Params(t.Name()), work(t.Name()))
+				check(t, t.Name(), err, func(_ *idempotency.Record, err error) bool { return !errors.Is(err, idempotency.ErrNotFound) })
 			})
-			if !errors.Is(err, idempotency.ErrOwned) || !errors.Is(err, txhelper.ErrEnded) {
-				t.Errorf("got %v, want ErrOwned and ErrEnded", err)
-			}
-			if _, err := b.Client.Get(t.Context(), bench.Params(name).Key); !errors.Is(err, idempotency.ErrNotFound) {
-				t.Errorf("Get: %v, want ErrNotFound", err)
-			}
-		})
+			t.Run("DoExternal, "+name+" after "+sql, func(t *testing.T) {
+				t.Parallel()
+				_, err := idempotency.DoExternal(t.Context(), b.Client, bench.Params(t.Name()), func(ctx context.Context, lease *idempotency.Lease) (idempotency.None, error) {
+					return idempotency.Step(ctx, lease, "charge", idempotency.NoFingerprint, func(context.Context, idempotency.StepCall) (idempotency.None, error) { return idempotency.None{}, nil })
+				}, func(ctx context.Context, tx pgx.Tx, _ idempotency.None) (string, error) {
+					return work(t.Name())(ctx, tx)
+				})
+				check(t, t.Name(), err, func(record *idempotency.Record, err error) bool {
+					return err != nil || record.State != idempotency.InProgress
+				})
+			})
+		}
 	}
 }
 

@@ -82,11 +82,8 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		transaction.Rollback(ctx)
 		return r.try(ctx, fn)
 	}
-	if err := checkEncoding(transaction.Tx().Conn()); err != nil {
+	if err := usable(transaction, lock); err != nil {
 		return nil, err
-	}
-	if lock.Temporary {
-		return nil, ErrTemporaryTable
 	}
 	if outcome, err := r.decided(); outcome != nil || err != nil {
 		transaction.Rollback(ctx) // what confirms looks again, over one connection
@@ -107,7 +104,9 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 	if answer.UndoWrites {
 		// A new transaction: fn's may have been aborted by an SQL error, which
 		// is what it wants recorded.
-		transaction.Rollback(ctx)
+		if err := r.undo(ctx, transaction); err != nil {
+			return nil, err
+		}
 		transaction, err = r.begin(ctx, func(ctx context.Context) (*txhelper.Transaction, error) {
 			return r.store.open(ctx, r.store.db, &r.store.options, func(batch *pgx.Batch) { r.queueTryLock(ctx, batch) })
 		})
@@ -117,6 +116,38 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		defer transaction.Rollback(ctx)
 	}
 	return r.finish(ctx, transaction, answer.Response)
+}
+
+// usable refuses a connection on which the key would be another one, or in another
+// table.
+func usable(transaction *txhelper.Transaction, lock *db.KeyTryLockRow) error {
+	if err := checkEncoding(transaction.Tx().Conn()); err != nil {
+		return err
+	}
+	if lock.Temporary {
+		return ErrTemporaryTable
+	}
+	return nil
+}
+
+// undo rolls back what fn has written. It fails where fn has ended its transaction and
+// begun another one, by SQL: what it wrote before may be committed.
+func (r *run) undo(ctx context.Context, transaction *txhelper.Transaction) error {
+	defer transaction.Rollback(ctx)
+	conn := transaction.Tx().Conn()
+	if transaction.Nested() || conn.IsClosed() || conn.PgConn().IsBusy() || conn.PgConn().TxStatus() != 'T' {
+		return nil // it cannot be asked
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), txhelper.DefaultRollbackTimeout)
+	defer cancel()
+	// One flight, as for the ROLLBACK alone.
+	batch := &pgx.Batch{}
+	_ = r.store.queries.KeyCheckBegan(ctx, txhelper.Queue(batch, nil), &db.KeyCheckBeganParams{ClaimID: uuid(r.claimID)})
+	batch.Queue("rollback")
+	if err := conn.SendBatch(ctx, batch).Close(); says(err, beganText) && !says(err, uuid(r.claimID).String()) {
+		return txhelper.ErrEnded
+	}
+	return nil
 }
 
 // begin opens a transaction once there is a server to open it on.

@@ -51,7 +51,9 @@ func (r *heldRun) try(ctx context.Context, fn func(ctx context.Context, tx pgx.T
 	}
 	if answer.UndoWrites {
 		// As in Run: fn's transaction may have been aborted.
-		transaction.Rollback(ctx)
+		if err := r.undo(ctx, transaction); err != nil {
+			return nil, err
+		}
 		if transaction, err = r.hold(ctx); err != nil {
 			return nil, err
 		}
@@ -81,16 +83,11 @@ func (r *heldRun) hold(ctx context.Context) (*txhelper.Transaction, error) {
 	})
 	if err != nil {
 		if sqlState(err) == codeLockTimeout {
-			return nil, errTryAgain
+			return nil, &idempotency.KeyError{Key: r.claim.Key, Err: fmt.Errorf("%w: another call was at the key for longer than lock_timeout: %w", idempotency.ErrSerializationFailure, err)}
 		}
 		return nil, r.explain(err)
 	}
-	err = checkEncoding(transaction.Tx().Conn())
-	switch {
-	case err != nil:
-	case lock.Temporary:
-		err = ErrTemporaryTable
-	case lost:
+	if err = usable(transaction, lock); err == nil && lost {
 		err = r.claimLost()
 	}
 	if err != nil {

@@ -1333,6 +1333,11 @@ var table = []mutant{
 		test:  contract + "run held undoes the writes and records the response",
 	},
 	{
+		name: "a refusal is recorded over writes that are committed", breaks: together,
+		edits: []edit{{runFile, "says(err, beganText) && !says(err, uuid(r.claimID).String()) {\n\t\treturn txhelper.ErrEnded", "says(err, beganText) && !says(err, uuid(r.claimID).String()) {\n\t\treturn nil"}},
+		test:  "TestRawCommitBeforeAnError", pkg: "idempotency/pgxstore",
+	},
+	{
 		name: "a commit that left nothing passes for one of leased work", breaks: together,
 		edits: []edit{{resolveFile, "case found.completed() && found.ClaimID", "case found != nil && found.ClaimID"}},
 		test:  "TestLostReplyToCommitIsResolved/DoExternal, not committed", pkg: "idempotency/pgxstore",
