@@ -147,6 +147,21 @@ func (s *server) kill() {
 	}
 }
 
+// until asks again until the condition holds.
+func (s *server) until(what string, condition func() bool) {
+	s.Helper()
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	deadline := time.After(20 * time.Second)
+	for !condition() {
+		select {
+		case <-ticker.C:
+		case <-deadline:
+			s.Fatalf("gave up waiting until %s", what)
+		}
+	}
+}
+
 func (s *server) address() string { return fmt.Sprintf("127.0.0.1:%d", s.port) }
 
 // client returns a client, with options that change may change.

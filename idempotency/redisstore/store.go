@@ -6,7 +6,6 @@ import (
 	"crypto/sha1" //nolint:gosec // Redis has no other digest; nobody gains by a collision of its own records.
 	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -39,6 +38,8 @@ type Config struct {
 type Store struct {
 	client redis.UniversalClient
 	config Config
+	// primary returns the server that has a key, for Config.Replicas.
+	primary func(ctx context.Context, name string) (*redis.Client, error)
 }
 
 var _ idempotency.Store = (*Store)(nil)
@@ -65,10 +66,13 @@ func New(client redis.UniversalClient, config *Config) (*Store, error) {
 	case store.config.ReplicaTimeout < time.Millisecond:
 		return nil, &idempotency.ParamError{Field: "Config.ReplicaTimeout", Reason: "is shorter than a millisecond, and 0 would wait for ever"}
 	}
-	if store.config.Replicas > 0 {
-		switch client.(type) {
-		case *redis.Client, *redis.ClusterClient:
-		default:
+	switch client := client.(type) {
+	case *redis.Client:
+		store.primary = func(context.Context, string) (*redis.Client, error) { return client, nil }
+	case *redis.ClusterClient:
+		store.primary = client.MasterForKey
+	default:
+		if store.config.Replicas > 0 {
 			return nil, &idempotency.ParamError{Field: "Config.Replicas", Reason: "needs a *redis.Client or a *redis.ClusterClient, to ask the server that has the key"}
 		}
 	}
@@ -325,13 +329,9 @@ func (s *Store) replicate(ctx context.Context, key idempotency.Key, script *redi
 		return reply, true, err
 	}
 	name := s.RedisKey(key)
-	server, ok := s.client.(*redis.Client)
-	if cluster, isCluster := s.client.(*redis.ClusterClient); isCluster {
-		if server, err = cluster.MasterForKey(ctx, name); err != nil {
-			return nil, false, err
-		}
-	} else if !ok {
-		return nil, false, errors.New("redisstore: the client has changed")
+	server, err := s.primary(ctx, name)
+	if err != nil {
+		return nil, false, err
 	}
 	// In one flight, over one connection: WAIT is about what that one has written.
 	send := func(eval func(ctx context.Context, c redis.Scripter, keys []string, args ...any) *redis.Cmd) (any, int64, error) {
