@@ -31,9 +31,9 @@ type Config struct {
 	// Wait is how long Do, Run, DoLeased and DoExternal wait for another holder of the
 	// key where Params.Wait is zero. Defaults to 2 seconds; NoWait fails at once.
 	Wait time.Duration
-	// MaxWaiters is how many calls of those four, of all keys together, may wait in
-	// memory for other calls of this client; one more fails at once with
-	// ErrOverloaded. Defaults to 10,000.
+	// MaxWaiters is how many calls of Do, Run, DoLeased and DoExternal, of all keys
+	// together, may wait in memory for other calls of this client; one more fails at
+	// once with ErrOverloaded. Defaults to 10,000.
 	MaxWaiters int
 	// MaxSharedBytes bounds how many bytes of answers, of all keys together, calls
 	// of Do, DoLeased and DoExternal turn into results at one time where another call of

@@ -193,6 +193,27 @@ func TestDoExternalOfALostClaim(t *testing.T) {
 	}
 }
 
+// An error that says that nothing was committed is about the transaction alone.
+func TestDoExternalWithoutAServer(t *testing.T) {
+	t.Parallel()
+	b := newExternalBench(t, nil)
+	b.store.before = func(verb string) error {
+		if verb == "RunHeld" {
+			return &idempotency.KeyError{Key: testParams("k").Key, Err: idempotency.ErrUnavailable}
+		}
+		return nil
+	}
+	_, err := b.do("k")
+	if !errors.Is(err, idempotency.ErrUnavailable) || !strings.Contains(err.Error(), "what was done elsewhere stands") {
+		t.Errorf("got %v, want ErrUnavailable, and what stands", err)
+	}
+	b.store.before = func(string) error { return nil }
+	if _, err := b.do("k"); err != nil {
+		t.Error(err)
+	}
+	b.want("k", 1, 1)
+}
+
 func TestStepInsideTheTransactionIsRefused(t *testing.T) {
 	t.Parallel()
 	b := newExternalBench(t, nil)

@@ -64,6 +64,10 @@ func (s *leasedStore) AddStep(ctx context.Context, claim *idempotency.Claim, ste
 	return err
 }
 
+func (s *leasedStore) RunHeld(ctx context.Context, claim *idempotency.Claim, fn func(ctx context.Context, tx *memstore.Tx) (idempotency.Answer, error)) (*idempotency.Record, error) {
+	return leasedRequest(s, "RunHeld", func() (*idempotency.Record, error) { return s.Store.RunHeld(ctx, claim, fn) })
+}
+
 var errDown = errors.New("test: the store is down")
 
 func leaseClient(t *testing.T, store idempotency.Store, config *idempotency.Config) *idempotency.LeaseClient {

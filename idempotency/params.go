@@ -28,9 +28,9 @@ type Params struct {
 	// and DoExternal default to Config.Wait. DoTx and TxClient.Begin, which would wait on the
 	// caller's own connection, default to NoWait. BeginMany does not wait.
 	Wait time.Duration
-	// Lease is for DoLeased and DoExternal alone: how long the key stays held after this process has
-	// died, before another one may go on. It is renewed every third of it. 100
-	// milliseconds to 1 hour. Defaults to Config.Lease.
+	// Lease is for DoLeased and DoExternal alone: how long the key stays held after this
+	// process has died, before another one may go on. It is renewed every third of it.
+	// 100 milliseconds to 1 hour. Defaults to Config.Lease.
 	Lease time.Duration
 }
 
