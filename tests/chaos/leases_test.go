@@ -362,9 +362,18 @@ func auditSuspend(ctx context.Context, tr *trial, got answer) (bool, error) {
 	return suspended, tr.mustContinue(ctx, 0)
 }
 
-// mustContinue takes the suspended key over, and completes it.
+// mustContinue takes the suspended key over, and completes it. A server that ends a
+// transaction lets go of its rows before its advisory locks, so the key may still be in
+// progress when what waited for the row has returned.
 func (tr *trial) mustContinue(ctx context.Context, steps int) error {
-	outcome, err := tr.store.Begin(ctx, tr.beginParams(time.Minute))
+	var outcome *idempotency.Outcome
+	var err error
+	waiting, cancel := context.WithTimeout(ctx, margin)
+	defer cancel()
+	poll(waiting, 2*time.Millisecond, func() bool {
+		outcome, err = tr.store.Begin(ctx, tr.beginParams(time.Minute))
+		return err != nil || outcome.State != idempotency.InProgress
+	})
 	if err != nil {
 		return err
 	}
