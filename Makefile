@@ -21,7 +21,7 @@ demo: ## run the payments example; ARGS="..." passes arguments
 # far longer than the others take on a busy machine.
 .PHONY: test
 test: ## run every test, on one server; RACE=1 adds the race detector, ARGS="-run ..." selects
-	go run ./tests/withpg go test -count=1 -short -timeout 30m $(if $(RACE),-race) $(ARGS) $(MODULE)/...
+	go run ./tests/withservers go test -count=1 -short -timeout 30m $(if $(RACE),-race) $(ARGS) $(MODULE)/...
 
 .PHONY: test/race
 test/race: ## run every test with the race detector
@@ -81,7 +81,7 @@ verify: ## check what is generated, go.mod files, the schema and other systems
 	fi
 	go run ./tests/mutants -list >/dev/null
 	GOOS=windows go build ./...
-	@output=$$(go run ./tests/withpg go test -count=1 -v -run '^TestSchemaGolden$$' $(MODULE)/migrations 2>&1); \
+	@output=$$(go run ./tests/withservers -only postgres go test -count=1 -v -run '^TestSchemaGolden$$' $(MODULE)/migrations 2>&1); \
 	echo "$$output" | grep '^--- PASS: TestSchemaGolden' || { echo "$$output"; exit 1; }
 
 .PHONY: generate

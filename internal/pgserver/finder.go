@@ -20,9 +20,9 @@ const (
 // server installed.
 var ErrNoBinaries = errors.New("no PostgreSQL server is installed")
 
-var errNoContainer = errors.New("this program starts none: run it as make test does, under go run ./tests/withpg")
+var errNoContainer = errors.New("this program starts none: run it as make test does, under go run ./tests/withservers")
 
-var errNoDownload = errors.New("this program downloads none: run it as make test does, under go run ./tests/withpg")
+var errNoDownload = errors.New("this program downloads none: run it as make test does, under go run ./tests/withservers")
 
 // finder holds the order of the ways. Its fields are what a unit test replaces.
 type finder struct {

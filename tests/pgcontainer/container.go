@@ -1,5 +1,5 @@
 // Package pgcontainer starts a PostgreSQL server in a container, for package
-// pgserver to offer. It is the only package that imports testcontainers-go.
+// pgserver to offer.
 //
 // testcontainers-go runs a second container, a reaper, that removes the first
 // when this process is killed. Where the reaper's image cannot be had, or the
@@ -30,10 +30,8 @@ const defaultImage = "postgres:18"
 // postgres:18 if it is not set, and returns its URL. stop removes the
 // container. Without a container engine it fails at once.
 func Start(ctx context.Context) (url string, stop func(context.Context) error, err error) {
-	// Its lines about every start and stop would stand between a user's own.
-	tclog.SetDefault(log.New(io.Discard, "", 0))
-	if err := engine(ctx); err != nil {
-		return "", nil, fmt.Errorf("no container engine answered: %w", err)
+	if err := Engine(ctx); err != nil {
+		return "", nil, err
 	}
 	image := cmp.Or(os.Getenv("SAMECOMMIT_POSTGRES_IMAGE"), defaultImage)
 	container, err := postgres.Run(ctx, image,
@@ -58,12 +56,17 @@ func Start(ctx context.Context) (url string, stop func(context.Context) error, e
 	return url, stop, nil
 }
 
-// engine asks for the container engine's health. Starting a container without
-// one would panic inside testcontainers-go or try for a while.
-func engine(ctx context.Context) error {
+// Engine returns an error where no container engine answers. Starting a container
+// without one would panic inside testcontainers-go or try for a while.
+func Engine(ctx context.Context) error {
+	// Its lines about every start and stop would stand between a user's own.
+	tclog.SetDefault(log.New(io.Discard, "", 0))
 	provider, err := testcontainers.NewDockerProvider()
-	if err != nil {
-		return err
+	if err == nil {
+		err = errors.Join(provider.Health(ctx), provider.Close())
 	}
-	return errors.Join(provider.Health(ctx), provider.Close())
+	if err != nil {
+		return fmt.Errorf("no container engine answered: %w", err)
+	}
+	return nil
 }
