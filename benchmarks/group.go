@@ -68,6 +68,20 @@ func (g *group) measure(ctx context.Context, s *server, opts *options, workers i
 	if len(contestants) == 0 {
 		return nil
 	}
+	if err := takeTurns(ctx, opts, contestants); err != nil {
+		return err
+	}
+	for _, c := range contestants {
+		if err := c.verify(ctx); err != nil {
+			return fmt.Errorf("%s: %w", c.peer.name, err)
+		}
+	}
+	fmt.Printf("\n%s: %s, %d workers%s\n", g.name, g.about, workers, link)
+	return printSlots(contestants)
+}
+
+// takeTurns gives each contestant a slot in every round, which begins with another one.
+func takeTurns(ctx context.Context, opts *options, contestants []*contestant) error {
 	for round := range opts.rounds {
 		for i := range contestants {
 			c := contestants[(round+i)%len(contestants)]
@@ -78,13 +92,7 @@ func (g *group) measure(ctx context.Context, s *server, opts *options, workers i
 			c.slots = append(c.slots, measured)
 		}
 	}
-	for _, c := range contestants {
-		if err := c.verify(ctx); err != nil {
-			return fmt.Errorf("%s: %w", c.peer.name, err)
-		}
-	}
-	fmt.Printf("\n%s: %s, %d workers%s\n", g.name, g.about, workers, link)
-	return printSlots(contestants)
+	return nil
 }
 
 // printSlots prints a row for each contestant, as ratios to the first.

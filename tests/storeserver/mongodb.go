@@ -74,7 +74,7 @@ func ferretDB(ctx context.Context) (_ *Server, err error) {
 	select {
 	case line := <-lines:
 		return &Server{
-			URL: strings.TrimSpace(line), From: "FerretDB 1.24, a test double: no transactions, no index that deletes, no elections, no write concern",
+			URL: strings.TrimSpace(line), Double: true, From: "FerretDB 1.24, a test double: no transactions, no index that deletes, no elections, no write concern",
 			stop: func(context.Context) error { return p.stop(folder) },
 		}, nil
 	case <-p.ended:

@@ -16,6 +16,9 @@ type Server struct {
 	URL string
 	// From says in one line what was taken.
 	From string
+	// Double says that it only stands in for what it is called, in tests of behaviour:
+	// its speed says nothing.
+	Double bool
 
 	// name is that of its variables: SAMECOMMIT_name says which way to get it, and
 	// SAMECOMMIT_name_URL where it is.
