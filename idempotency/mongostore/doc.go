@@ -9,14 +9,10 @@
 // A key is one document, whose _id is scope and id, so that no second index has to be
 // unique. A claim is one write: an insert, or a replacement of the document as it was
 // seen. Whatever the caller's client is set to, writes and reads are those of a majority,
-// on the primary. Time is the server's: in a sharded cluster that of its routers too.
+// on the primary, and outside of the session of a context. Store.WithSession records an
+// answer in a transaction instead.
 //
-// Complete, AddStep and Get join the transaction of a session in their context: the
-// answer is then recorded if that commits. The other verbs return a *ParamError there,
-// since others must see a claim at once.
-//
-// What MongoDB cannot promise: a primary that is cut off may have told its caller that a
-// key was new, and be replaced before a majority has heard of it. That caller gets
-// an error, and no answer of a majority is lost. Where keys and writes are to commit
-// together, keep both in PostgreSQL.
+// Leases and answers end by the primary's clock, in a sharded cluster by those of the
+// routers too, and after a failover by another machine's: all nodes need NTP. Where keys
+// and writes are to commit together from the claim on, keep both in PostgreSQL.
 package mongostore

@@ -62,7 +62,7 @@ type step struct {
 	Arguments bson.Binary  `bson:"arguments"`
 	Type      string       `bson:"type"`
 	Body      *bson.Binary `bson:"body"`
-	// Recorded is the server's time as this process reckons it: nothing is decided by it.
+	// Recorded is the server's time just before: nothing is decided by it.
 	Recorded bson.DateTime `bson:"recorded"`
 }
 
@@ -99,22 +99,31 @@ func bodyOf(body *bson.Binary) []byte {
 	return bytes.Clone(body.Data)
 }
 
-// milliseconds rounds up.
+// milliseconds rounds up, also what is as long as can be.
 func milliseconds(duration time.Duration) int64 {
-	return int64((duration + time.Millisecond - 1) / time.Millisecond)
+	whole := int64(duration / time.Millisecond)
+	if duration%time.Millisecond > 0 {
+		whole++
+	}
+	return whole
 }
 
 func leaseMilliseconds(lease time.Duration) int64 { return milliseconds(lease) + 1 }
 
-func after(date bson.DateTime, milliseconds int64) time.Time {
-	return date.Time().Add(time.Duration(milliseconds) * time.Millisecond)
-}
-
 // lockedUntil is the end of the lease.
-func (d *document) lockedUntil() time.Time { return after(d.Leased, d.Lease) }
+func (d *document) lockedUntil() time.Time { return time.UnixMilli(int64(d.Leased) + d.Lease) }
 
 // expires is when the answer stops replaying.
-func (d *document) expires() time.Time { return after(d.Updated, d.TTL) }
+func (d *document) expires() time.Time { return time.UnixMilli(int64(d.Updated) + d.TTL) }
+
+// decode reads what the server has sent.
+func decode(raw bson.Raw) (*document, error) {
+	var found document
+	if err := bson.Unmarshal(raw, &found); err != nil {
+		return nil, errForeign // its text could hold a part of what was recorded
+	}
+	return &found, nil
+}
 
 // record reads a document. Its errors do not say what it holds.
 func (d *document) record(key idempotency.Key) (*idempotency.Record, error) {

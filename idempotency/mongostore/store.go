@@ -31,8 +31,9 @@ var (
 )
 
 // New returns a store in the collection, which should hold nothing else and have no
-// collation. It uses writes and reads of a majority, on the primary, whatever the
-// collection is set to. It returns an *idempotency.ParamError for a nil collection.
+// collation; one that is sharded must be so by _id. The store uses writes and reads of a
+// majority, on the primary, whatever the collection and the session of a context are set
+// to. It returns an *idempotency.ParamError for a nil collection.
 func New(collection *mongo.Collection) (*Store, error) {
 	if collection == nil {
 		return nil, &idempotency.ParamError{Field: "collection", Reason: "is nil"}
@@ -41,24 +42,18 @@ func New(collection *mongo.Collection) (*Store, error) {
 		SetWriteConcern(writeconcern.Majority()).SetReadConcern(readconcern.Majority()).SetReadPreference(readpref.Primary()))}, nil
 }
 
-// refuseTransaction returns a *ParamError for a context with an open transaction.
-func refuseTransaction(ctx context.Context) error {
-	if session := mongo.SessionFromContext(ctx); session != nil && session.TransactionRunning() {
-		return &idempotency.ParamError{Field: "ctx", Reason: "has a session with an open transaction, outside of which nobody would see this: use a context without it"}
-	}
-	return nil
-}
-
-// maxBeginRounds bounds how often Begin judges a document that has changed since. Each
-// round means that somebody else made progress.
+// maxBeginRounds bounds how often Begin judges a document that has changed since: somebody
+// else has made progress, or a majority has not heard of the change yet.
 const maxBeginRounds = 10
 
-// Begin claims the key under a lease. See idempotency.Verbs.
+// Begin claims the key under a lease. See idempotency.Verbs. With an open transaction in
+// ctx it is an *idempotency.ParamError: the claim would outlive it.
 func (s *Store) Begin(ctx context.Context, params *idempotency.BeginParams) (*idempotency.Outcome, error) {
 	if err := params.ValidateLease(); err != nil {
 		return nil, err
 	}
-	if err := refuseTransaction(ctx); err != nil {
+	ctx, err := outside(ctx)
+	if err != nil {
 		return nil, err
 	}
 	own := *params
@@ -169,16 +164,20 @@ func newOutcome(own *idempotency.BeginParams, before *idempotency.Record, claime
 // update updates the document that the filter finds, and returns what it is then. It
 // returns nil where there is none.
 func (s *Store) update(ctx context.Context, filter, update bson.D, upsert bool) (*document, error) {
-	var updated document
-	err := s.collection.FindOneAndUpdate(ctx, filter, update, options.FindOneAndUpdate().
-		SetReturnDocument(options.After).SetUpsert(upsert)).Decode(&updated)
+	return one(s.collection.FindOneAndUpdate(ctx, filter, update,
+		options.FindOneAndUpdate().SetReturnDocument(options.After).SetUpsert(upsert)))
+}
+
+// one reads a document, nil where there is none.
+func one(result *mongo.SingleResult) (*document, error) {
+	raw, err := result.Raw()
 	switch {
 	case errors.Is(err, mongo.ErrNoDocuments):
 		return nil, nil //nolint:nilnil // Who calls says what that means.
 	case err != nil:
 		return nil, err
 	}
-	return &updated, nil
+	return decode(raw)
 }
 
 // held finds the document that the claim holds.
@@ -192,60 +191,45 @@ func held(claim *idempotency.Claim, more ...bson.E) bson.D {
 
 // find returns the document of a key, nil where it has none.
 func (s *Store) find(ctx context.Context, key idempotency.Key) (*document, error) {
-	var found document
-	raw, err := s.collection.FindOne(ctx, bson.D{{Key: "_id", Value: newID(key)}}).Raw()
-	switch {
-	case errors.Is(err, mongo.ErrNoDocuments):
-		return nil, nil //nolint:nilnil // A free key is no error.
-	case err != nil:
-		return nil, err
-	}
-	if err := bson.Unmarshal(raw, &found); err != nil {
-		return nil, errForeign // its text could hold a part of what was recorded
-	}
-	return &found, nil
+	return one(s.collection.FindOne(ctx, bson.D{{Key: "_id", Value: newID(key)}}))
 }
 
-// now returns the server's time.
+// now returns the server's time, that of the router in a sharded cluster.
 func (s *Store) now(ctx context.Context) (time.Time, error) {
 	var hello struct {
 		LocalTime bson.DateTime `bson:"localTime"`
 	}
-	// Not in the caller's session: a transaction cannot begin with it.
-	ctx = mongo.NewSessionContext(ctx, nil)
-	err := s.collection.Database().RunCommand(ctx, bson.D{{Key: "hello", Value: 1}}, options.RunCmd().SetReadPreference(readpref.Primary())).Decode(&hello)
+	// A transaction cannot begin with it.
+	err := s.collection.Database().RunCommand(withoutSession(ctx), bson.D{{Key: "hello", Value: 1}}, options.RunCmd().SetReadPreference(readpref.Primary())).Decode(&hello)
 	if err == nil && hello.LocalTime == 0 {
 		err = errNoTime
 	}
 	return hello.LocalTime.Time(), err
 }
 
-// reckon returns the server's time, from when it made the claim and what has passed here
-// since, on the monotonic clock. Who put a claim together from its parts costs a question.
-// Nothing is decided by it.
-func (s *Store) reckon(ctx context.Context, claim *idempotency.Claim) (time.Time, error) {
-	if claim.LockedUntil.IsZero() || claim.Deadline.IsZero() {
-		return s.now(ctx)
-	}
-	return claim.LockedUntil.Add(-time.Until(claim.Deadline)), nil
-}
-
 var errNoTime = errors.New("mongostore: the server does not tell its time in the reply to hello: it is not MongoDB 5.0 or later")
 
-// Complete records the response. See idempotency.Verbs. In the transaction of a session
-// in ctx it does so if that commits. A body larger than MaxBodySize is an
-// *idempotency.ParamError.
+// Complete records the response. See idempotency.Verbs. A body larger than MaxBodySize is
+// an *idempotency.ParamError, as an open transaction in ctx is: WithSession joins that.
 func (s *Store) Complete(ctx context.Context, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
+	ctx, err := outside(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.complete(ctx, claim, response)
+}
+
+func (s *Store) complete(ctx context.Context, claim *idempotency.Claim, response *idempotency.Response) (*idempotency.Record, error) {
 	if err := response.Validate(); err != nil {
 		return nil, err
 	}
 	if err := claim.ValidateComplete(); err != nil {
 		return nil, err
 	}
-	if len(response.Body) > MaxBodySize {
-		return nil, &idempotency.ParamError{Field: "Response.Body", Reason: "has more than the 15 MiB that MongoDB has room for: return a reference instead"}
+	if err := validateSize(response); err != nil {
+		return nil, err
 	}
-	at, err := s.reckon(ctx, claim)
+	at, err := s.now(ctx)
 	if err != nil {
 		return nil, explain(claim.Key, "complete", err)
 	}
@@ -255,17 +239,14 @@ func (s *Store) Complete(ctx context.Context, claim *idempotency.Claim, response
 			{Key: "type", Value: response.Type},
 			{Key: "body", Value: binaryBody(response.Body)},
 			{Key: "ttl_ms", Value: milliseconds(claim.TTL)},
-			{Key: "gc", Value: bson.NewDateTimeFromTime(at.Add(claim.TTL + gcMargin))},
+			{Key: "gc", Value: bson.NewDateTimeFromTime(at.Add(claim.TTL).Add(gcMargin))},
 		}},
 		{Key: "$unset", Value: bson.D{{Key: "steps", Value: ""}, {Key: "suspended", Value: ""}}},
 		increment,
 		now("updated"),
 	}, false)
-	switch {
-	case err != nil:
-		return nil, explain(claim.Key, "complete", err)
-	case completed == nil:
-		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
+	if err := verdict(claim, "complete", completed != nil, err); err != nil {
+		return nil, err
 	}
 	s.correctGC(ctx, completed)
 	record, err := completed.record(claim.Key)
@@ -276,16 +257,31 @@ func (s *Store) Complete(ctx context.Context, claim *idempotency.Claim, response
 	return record, nil
 }
 
-// AddStep records a step. See idempotency.Verbs. In the transaction of a session in ctx
-// it does so if that commits.
+func validateSize(response *idempotency.Response) error {
+	if len(response.Body) > MaxBodySize {
+		return &idempotency.ParamError{Field: "Response.Body", Reason: "has more than the 15 MiB that MongoDB has room for: return a reference instead"}
+	}
+	return nil
+}
+
+// AddStep records a step. See idempotency.Verbs. It is recorded at once, whatever session
+// ctx has: what the step did elsewhere is not undone with a transaction. A body larger
+// than MaxBodySize is an *idempotency.ParamError.
 func (s *Store) AddStep(ctx context.Context, claim *idempotency.Claim, added *idempotency.StepRecord) error {
+	return s.addStep(withoutSession(ctx), claim, added)
+}
+
+func (s *Store) addStep(ctx context.Context, claim *idempotency.Claim, added *idempotency.StepRecord) error {
 	if err := added.Validate(); err != nil {
 		return err
 	}
 	if err := claim.ValidateAddStep(); err != nil {
 		return err
 	}
-	at, err := s.reckon(ctx, claim)
+	if err := validateSize(added.Response); err != nil {
+		return err
+	}
+	at, err := s.now(ctx)
 	if err != nil {
 		return explain(claim.Key, "add step", err)
 	}
@@ -319,9 +315,12 @@ func verdict(claim *idempotency.Claim, doing string, changed bool, err error) er
 	return nil
 }
 
-// Get returns the record of key. See idempotency.Verbs. In the transaction of a session
-// in ctx it reads as that does.
+// Get returns the record of key, as a majority has it. See idempotency.Verbs.
 func (s *Store) Get(ctx context.Context, key idempotency.Key) (*idempotency.Record, error) {
+	return s.get(withoutSession(ctx), key)
+}
+
+func (s *Store) get(ctx context.Context, key idempotency.Key) (*idempotency.Record, error) {
 	if err := key.Validate(); err != nil {
 		return nil, err
 	}
@@ -354,12 +353,12 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 	if err := idempotency.ValidateLease(lease); err != nil {
 		return nil, err
 	}
-	if err := validate(ctx, claim); err != nil {
+	if err := claim.Validate(); err != nil {
 		return nil, err
 	}
 	start := time.Now()
 	// Not one that was suspended: an extension that comes late must not undo that.
-	extended, err := s.update(ctx, held(claim, bson.E{Key: "suspended", Value: bson.D{{Key: "$exists", Value: false}}}), bson.D{
+	extended, err := s.update(withoutSession(ctx), held(claim, bson.E{Key: "suspended", Value: bson.D{{Key: "$exists", Value: false}}}), bson.D{
 		{Key: "$set", Value: bson.D{{Key: "lease_ms", Value: leaseMilliseconds(lease)}}},
 		increment,
 		now("leased", "updated"),
@@ -372,19 +371,12 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 	return &moved, nil
 }
 
-func validate(ctx context.Context, claim *idempotency.Claim) error {
+// Suspend ends the lease and keeps the record. See idempotency.Store.
+func (s *Store) Suspend(ctx context.Context, claim *idempotency.Claim) error {
 	if err := claim.Validate(); err != nil {
 		return err
 	}
-	return refuseTransaction(ctx)
-}
-
-// Suspend ends the lease and keeps the record. See idempotency.Store.
-func (s *Store) Suspend(ctx context.Context, claim *idempotency.Claim) error {
-	if err := validate(ctx, claim); err != nil {
-		return err
-	}
-	suspended, err := s.change(ctx, held(claim), bson.D{
+	suspended, err := s.change(withoutSession(ctx), held(claim), bson.D{
 		{Key: "$set", Value: bson.D{{Key: "suspended", Value: true}}},
 		increment,
 		now("updated"),
@@ -394,9 +386,9 @@ func (s *Store) Suspend(ctx context.Context, claim *idempotency.Claim) error {
 
 // Release frees a key without an answer. See idempotency.Store.
 func (s *Store) Release(ctx context.Context, claim *idempotency.Claim) error {
-	if err := validate(ctx, claim); err != nil {
+	if err := claim.Validate(); err != nil {
 		return err
 	}
-	result, err := s.collection.DeleteOne(ctx, held(claim))
+	result, err := s.collection.DeleteOne(withoutSession(ctx), held(claim))
 	return verdict(claim, "release", err == nil && result.DeletedCount > 0, err)
 }

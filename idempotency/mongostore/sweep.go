@@ -11,8 +11,8 @@ import (
 	"github.com/samecommit/samecommit/idempotency"
 )
 
-// gcMargin is how long after its expiry the server may delete an answer: what is written
-// as the time for that is reckoned by this process.
+// gcMargin is how long after its expiry the server may delete an answer: the time for that
+// is written with the completion, before its exact expiry is known.
 const gcMargin = time.Hour
 
 const gcIndex = "samecommit_gc"
@@ -22,7 +22,7 @@ const gcIndex = "samecommit_gc"
 // already. Nothing else needs an index.
 func (s *Store) CreateIndexes(ctx context.Context) error {
 	// Only completed records have the field, so nothing in progress is ever deleted.
-	_, err := s.collection.Indexes().CreateOne(ctx, mongo.IndexModel{
+	_, err := s.collection.Indexes().CreateOne(withoutSession(ctx), mongo.IndexModel{
 		Keys:    bson.D{{Key: "gc", Value: 1}},
 		Options: options.Index().SetName(gcIndex).SetExpireAfterSeconds(0),
 	})
@@ -32,18 +32,21 @@ func (s *Store) CreateIndexes(ctx context.Context) error {
 	return nil
 }
 
-// correctGC moves the time at which the server may delete the answer behind its expiry,
-// where it is not: the clock of a machine that sleeps does too, and a claim may have come
-// from another one.
+// gcTolerance is how far off the time of deletion may be.
+const gcTolerance = time.Minute
+
+// correctGC writes the time at which the server may delete the answer, where what was
+// written with it is far from an hour behind its expiry: before the completion the server,
+// or its router, has told another time, or much has passed since.
 func (s *Store) correctGC(ctx context.Context, completed *document) {
-	expires := bson.NewDateTimeFromTime(completed.expires())
-	if completed.GC >= expires {
+	want := completed.expires().Add(gcMargin)
+	if completed.GC.Time().Sub(want).Abs() <= gcTolerance {
 		return
 	}
-	// Where it fails, the answer is kept too briefly or for ever; it is recorded.
-	_, _ = s.collection.UpdateOne(ctx,
-		bson.D{{Key: "_id", Value: completed.ID}, {Key: "v", Value: completed.Version}},
-		bson.D{{Key: "$set", Value: bson.D{{Key: "gc", Value: expires + bson.DateTime(gcMargin/time.Millisecond)}}}})
+	// Where it fails, the answer is kept too briefly or too long; it is recorded.
+	_, _ = s.change(ctx, bson.D{
+		{Key: "_id", Value: completed.ID}, {Key: "claim", Value: completed.Claim}, {Key: "v", Value: completed.Version}, {Key: "state", Value: stateCompleted},
+	}, bson.D{{Key: "$set", Value: bson.D{{Key: "gc", Value: bson.NewDateTimeFromTime(want)}}}})
 }
 
 // DeleteExpired deletes expired records, oldest first. See idempotency.Sweeper. Needed
@@ -52,9 +55,7 @@ func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
 	if limit < 0 {
 		return 0, &idempotency.ParamError{Field: "limit", Reason: "is negative; 0 means 1,000"}
 	}
-	if err := refuseTransaction(ctx); err != nil {
-		return 0, err
-	}
+	ctx = withoutSession(ctx)
 	if limit == 0 {
 		limit = idempotency.DefaultDeleteLimit
 	}
@@ -82,23 +83,23 @@ func (s *Store) expired(ctx context.Context, limit int) ([]mongo.WriteModel, err
 	if err != nil {
 		return nil, err
 	}
-	// A little further, since gc is reckoned; each document says when it expires.
-	last := bson.NewDateTimeFromTime(now.Add(gcMargin + time.Minute))
+	// A little further, since gc is not exact; each document says when it expires.
+	last := bson.NewDateTimeFromTime(now.Add(gcMargin + gcTolerance))
 	cursor, err := s.collection.Find(ctx, bson.D{{Key: "gc", Value: bson.D{{Key: "$lte", Value: last}}}},
-		options.Find().SetSort(bson.D{{Key: "gc", Value: 1}}).SetProjection(bson.D{{Key: "body", Value: 0}}))
+		options.Find().SetSort(bson.D{{Key: "gc", Value: 1}}).SetLimit(int64(limit)).SetProjection(bson.D{{Key: "body", Value: 0}}))
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = cursor.Close(context.WithoutCancel(ctx)) }()
 	var deletes []mongo.WriteModel
-	for len(deletes) < limit && cursor.Next(ctx) {
-		var found document
-		if err := cursor.Decode(&found); err != nil {
-			return nil, errForeign
+	for cursor.Next(ctx) {
+		found, err := decode(cursor.Current)
+		if err != nil {
+			return nil, err
 		}
 		if found.State == stateCompleted && !found.expires().After(now) {
 			deletes = append(deletes, mongo.NewDeleteOneModel().SetFilter(bson.D{
-				{Key: "_id", Value: found.ID}, {Key: "claim", Value: found.Claim}, {Key: "v", Value: found.Version},
+				{Key: "_id", Value: found.ID}, {Key: "claim", Value: found.Claim}, {Key: "v", Value: found.Version}, {Key: "state", Value: stateCompleted},
 			}))
 		}
 	}

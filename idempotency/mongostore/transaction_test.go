@@ -27,24 +27,74 @@ func newSession(t *testing.T, client *mongo.Client) (context.Context, *mongo.Ses
 	return mongo.NewSessionContext(t.Context(), session), session
 }
 
-// A claim in a transaction would be nobody's until that commits.
+// What the store does by itself is no part of a transaction in the context: where that
+// would be mistaken for one it is refused.
 func TestVerbsOutsideOfTransactions(t *testing.T) {
 	t.Parallel()
 	client := connect(t, nil)
 	store := newStore(t, newCollection(t, client))
 	claim := begin(t, store, params("k"))
-	ctx, _ := newSession(t, client)
+	ctx, session := newSession(t, client)
 	_, err := store.Begin(ctx, params("other"))
 	wantErr(t, err, idempotency.ErrInvalidParams)
-	_, err = store.Extend(ctx, claim, time.Hour)
+	_, err = store.Complete(ctx, claim, response("done"))
 	wantErr(t, err, idempotency.ErrInvalidParams)
-	wantErr(t, store.Suspend(ctx, claim), idempotency.ErrInvalidParams)
-	wantErr(t, store.Release(ctx, claim), idempotency.ErrInvalidParams)
-	_, err = store.DeleteExpired(ctx, 0)
-	wantErr(t, err, idempotency.ErrInvalidParams)
-	if record, err := store.Get(t.Context(), claim.Key); err != nil || record.Suspended() {
-		t.Errorf("%+v, %v; want the claim as it was", record, err)
+	if err := store.AddStep(ctx, claim, stepOf("charge")); err != nil {
+		t.Error(err)
 	}
+	extended, err := store.Extend(ctx, claim, 2*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if record, err := store.Get(ctx, claim.Key); err != nil || len(record.Steps) != 1 || !record.LockedUntil.Equal(extended.LockedUntil) {
+		t.Errorf("%+v, %v; want the step and the lease, at once", record, err)
+	}
+	if err := store.Suspend(ctx, claim); err != nil {
+		t.Error(err)
+	}
+	if err := store.Release(ctx, claim); err != nil {
+		t.Error(err)
+	}
+	if _, err := store.DeleteExpired(ctx, 0); err != nil {
+		t.Error(err)
+	}
+	// Nothing was sent in it.
+	if err := session.CommitTransaction(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// After an error of Complete or AddStep the work cannot commit without its answer.
+func TestErrorEndsTheTransaction(t *testing.T) {
+	t.Parallel()
+	client := connect(t, nil)
+	store := newStore(t, newCollection(t, client))
+	claim := begin(t, store, params("k"))
+	withoutTTL := *claim
+	withoutTTL.TTL = 0
+	for name, fail := range map[string]func(verbs idempotency.Verbs) error{
+		"Complete": func(verbs idempotency.Verbs) error {
+			_, err := verbs.Complete(t.Context(), &withoutTTL, response("done"))
+			return err
+		},
+		"AddStep": func(verbs idempotency.Verbs) error { return verbs.AddStep(t.Context(), claim, nil) },
+	} {
+		ctx, session := newSession(t, client)
+		verbs := store.WithSession(session)
+		wantErr(t, fail(verbs), idempotency.ErrInvalidParams)
+		if err := session.CommitTransaction(ctx); err == nil {
+			t.Errorf("after a failed %s the transaction has committed", name)
+		}
+		_, err := verbs.Complete(t.Context(), claim, response("done"))
+		wantErr(t, err, idempotency.ErrTxEnded)
+		_, err = verbs.Get(t.Context(), claim.Key)
+		wantErr(t, err, idempotency.ErrTxEnded)
+	}
+	_, session := newSession(t, client)
+	_, err := store.WithSession(session).Begin(t.Context(), params("other"))
+	wantErr(t, err, idempotency.ErrInvalidParams)
+	_, err = store.WithSession(nil).Get(t.Context(), claim.Key)
+	wantErr(t, err, idempotency.ErrInvalidParams)
 }
 
 // The answer, a step and the caller's own document commit together or not at all.
@@ -59,19 +109,20 @@ func TestTransaction(t *testing.T) {
 			store := newStore(t, collection)
 			claim := begin(t, store, params("k"))
 			ctx, session := newSession(t, client)
+			verbs := store.WithSession(session)
 			if _, err := effects.InsertOne(ctx, bson.D{}); err != nil {
 				t.Fatal(err)
 			}
-			if err := store.AddStep(ctx, claim, stepOf("charge")); err != nil {
+			if err := verbs.AddStep(t.Context(), claim, stepOf("charge")); err != nil {
 				t.Fatal(err)
 			}
-			if record, err := store.Get(ctx, claim.Key); err != nil || len(record.Steps) != 1 {
+			if record, err := verbs.Get(t.Context(), claim.Key); err != nil || len(record.Steps) != 1 {
 				t.Errorf("inside: %+v, %v; want the step", record, err)
 			}
-			if _, err := store.Complete(ctx, claim, response("done")); err != nil {
+			if _, err := verbs.Complete(t.Context(), claim, response("done")); err != nil {
 				t.Fatal(err)
 			}
-			if record, err := store.Get(t.Context(), claim.Key); err != nil || record.State != idempotency.InProgress || len(record.Steps) > 0 {
+			if record, err := store.Get(ctx, claim.Key); err != nil || record.State != idempotency.InProgress || len(record.Steps) > 0 {
 				t.Errorf("outside: %+v, %v; want nothing of it yet", record, err)
 			}
 			end := session.AbortTransaction
@@ -92,6 +143,29 @@ func TestTransaction(t *testing.T) {
 				complete(t, store, claim)
 			}
 		})
+	}
+}
+
+// Work of a claim that is lost does not commit.
+func TestLostClaimInATransaction(t *testing.T) {
+	t.Parallel()
+	client := connect(t, nil)
+	realServer(t, client, "transactions")
+	effects := newCollection(t, client)
+	store := newStore(t, newCollection(t, client))
+	lost := begin(t, store, params("k"))
+	complete(t, store, lost)
+	ctx, session := newSession(t, client)
+	if _, err := effects.InsertOne(ctx, bson.D{}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := store.WithSession(session).Complete(t.Context(), lost, response("late"))
+	wantErr(t, err, idempotency.ErrClaimLost)
+	if err := session.CommitTransaction(ctx); err == nil {
+		t.Error("the transaction has committed")
+	}
+	if n, err := effects.CountDocuments(t.Context(), bson.D{}); err != nil || n != 0 {
+		t.Errorf("%d effects, %v; want none", n, err)
 	}
 }
 

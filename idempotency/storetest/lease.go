@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"math"
 	"time"
 
 	"github.com/samecommit/samecommit/idempotency"
@@ -15,6 +16,7 @@ var leaseCases = []testCase[*suite]{
 	{"lease verbs refuse a claim that is not held", (*suite).notHeld},
 	{"lease verbs refuse bad parameters", (*suite).badLeases},
 	{"the holder's deadline is counted from before the claim", (*suite).deadline},
+	{"a lease and a TTL as long as can be are kept", (*suite).longest},
 }
 
 func (t *suite) claimShort(id string) *idempotency.Claim {
@@ -125,6 +127,21 @@ func (t *suite) deadline() {
 	if claim.TTL != longTTL || claim.Key != t.key("a") {
 		t.Fatalf("the claim has TTL %s of %v", claim.TTL, claim.Key)
 	}
+}
+
+// longest is for stores that would reckon past the end of a number.
+func (t *suite) longest() {
+	params := t.params("a")
+	params.Lease, params.TTL = math.MaxInt64, math.MaxInt64
+	claim := t.begin(t.store, params, idempotency.New).Claim
+	t.begin(t.store, t.params("a"), idempotency.InProgress)
+	extended, err := t.store.Extend(t.Context(), claim, math.MaxInt64)
+	if err != nil {
+		t.Fatalf("Extend: %v", err)
+	}
+	t.begin(t.store, t.params("a"), idempotency.InProgress)
+	t.complete(t.store, extended, response("done"))
+	t.checkAnswer(t.begin(t.store, t.params("a"), idempotency.Completed).Record, response("done"))
 }
 
 // checkDeadline checks a deadline by the only clock that is this process's. The

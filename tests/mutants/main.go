@@ -13,7 +13,7 @@
 // did not run or did not end, is an error, not a kill. So is a test that fails
 // without any mutant, which is tried first.
 //
-// All tests share one server, found or started as the tests themselves do it.
+// All tests share one server of each kind, found or started as the tests themselves do it.
 package main
 
 import (
@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/samecommit/samecommit/tests/pgstart"
+	"github.com/samecommit/samecommit/tests/storeserver"
 )
 
 func main() {
@@ -79,7 +80,17 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, server.Stop(context.WithoutCancel(ctx))) }()
-	r := &runner{root: root, server: server}
+	r := &runner{root: root, environ: server.Environ()}
+	if slices.ContainsFunc(chosen, func(m mutant) bool { return m.pkg == mongoFolder }) {
+		mongo, err := storeserver.MongoDB(ctx)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, mongo.Stop(context.WithoutCancel(ctx))) }()
+		fmt.Println("MongoDB is", mongo.From)
+		r.environ = append(r.environ, mongo.Environ()...)
+	}
+	r.server = server
 	defer func() { err = errors.Join(err, os.RemoveAll(r.scratch)) }()
 	if r.scratch, err = os.MkdirTemp("", "samecommit-mutants-"); err != nil {
 		return err

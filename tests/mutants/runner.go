@@ -25,10 +25,12 @@ const (
 
 var errSurvived = errors.New("the test passed all the same")
 
-// runner runs tests on one server.
+// runner runs tests on one server of each kind.
 type runner struct {
 	root, scratch string
 	server        *pgserver.Server
+	// environ names the servers.
+	environ []string
 }
 
 // outcome is what go test -json said.
@@ -44,7 +46,7 @@ func (r *runner) goTest(ctx context.Context, folder, pattern string, timeout tim
 	args := append([]string{"test", "-json", "-count=1", "-vet=off", "-timeout=" + timeout.String(), "-run=" + pattern}, flags...)
 	command := exec.CommandContext(ctx, "go", append(args, folder)...)
 	command.Dir = r.root
-	command.Env = append(command.Environ(), r.server.Environ()...)
+	command.Env = append(command.Environ(), r.environ...)
 	var stderr bytes.Buffer
 	command.Stderr = &stderr
 	stdout, err := command.Output()

@@ -19,6 +19,8 @@ const (
 	kitFile         = "idempotency/idempotencytest/statement.go"
 	budgetFile      = "idempotency/budget.go"
 	redisScripts    = "idempotency/redisstore/scripts/"
+	mongoFolder     = "idempotency/mongostore"
+	mongoFile       = mongoFolder + "/store.go"
 )
 
 // contract is where pgxstore runs the suite of stores with transactions.
@@ -1398,5 +1400,70 @@ var table = []mutant{
 		name: "Redis: the client's text chooses the node", breaks: secret,
 		edits: []edit{{"idempotency/redisstore/store.go", "return s.config.Prefix + base64", "return s.config.Prefix + key.ID + base64"}},
 		test:  "TestRedisKey", pkg: "idempotency/redisstore",
+	},
+	{
+		name: "MongoDB: a takeover overwrites who has come meanwhile", breaks: fenced,
+		edits: []edit{{mongoFile, "		{Key: \"claim\", Value: binaryClaim(before.ClaimID)},\n		{Key: \"v\", Value: version},\n", ""}},
+		test:  "TestStore/of concurrent takeovers of an ended lease one gets the claim", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: a zombie changes the record", breaks: fenced,
+		edits: []edit{{mongoFile, "		{Key: \"claim\", Value: binaryClaim(claim.ID)},\n		{Key: \"state\"", "		{Key: \"state\""}},
+		test:  "TestStore/a step of a lost claim is refused", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: a completed record is completed again", breaks: keeps,
+		edits: []edit{{mongoFile, "		{Key: \"state\", Value: stateLeased},\n	}, more...)", "	}, more...)"}},
+		test:  "TestStore/completing twice is an error and keeps the first answer", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: a key that is taken is new again", breaks: once,
+		edits: []edit{{mongoFile, "{Key: \"_id\", Value: newID(own.Key)}, {Key: \"v\", Value: int64(0)}}", "{Key: \"_id\", Value: newID(own.Key)}}"}},
+		test:  "TestStore/concurrent begins of one key give one claim", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: the caller's client decides how safe a write is", breaks: keeps,
+		edits: []edit{{mongoFile, "SetWriteConcern(writeconcern.Majority()).", "SetWriteConcern(writeconcern.W1())."}},
+		test:  "TestCommandsAreOfAMajority", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: an answer goes before its expiry", breaks: retention,
+		edits: []edit{{mongoFolder + "/sweep.go", "if completed.GC.Time().Sub(want).Abs() <= gcTolerance {", "if completed.GC > 0 {"}},
+		test:  "TestTimeOfDeletion", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: what runs may be deleted", breaks: retention,
+		edits: []edit{{mongoFile, ", {Key: \"gc\", Value: \"\"},", ","}},
+		test:  "TestRunningKeyIsNeverDeleted", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: a late extension undoes a suspension", breaks: unstuck,
+		edits: []edit{{mongoFile, "held(claim, bson.E{Key: \"suspended\", Value: bson.D{{Key: \"$exists\", Value: false}}}), bson.D{", "held(claim), bson.D{"}},
+		test:  "TestStore/a late extension does not undo a suspension", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: a step that is there is a claim lost", breaks: honest,
+		edits: []edit{{mongoFile, "if err == nil && !recorded {", "if err == nil && !recorded && claim == nil {"}},
+		test:  "TestStore/the first step of a name stays", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: an error has the server's words", breaks: secret,
+		edits: []edit{{mongoFolder + "/error.go", "	refused := &refusal{doing: doing, codes: codes, err: err}\n", "	refused := &refusal{doing: doing + err.Error(), codes: codes, err: err}\n"}},
+		test:  "TestErrorsKeepTheKey", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: work without its answer may commit", breaks: together,
+		edits: []edit{{mongoFolder + "/session.go", "if err != nil && v.session != nil", "if err == nil && v.session != nil"}},
+		test:  "TestErrorEndsTheTransaction", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: the session of a context is used", breaks: noRerun,
+		edits: []edit{{mongoFolder + "/session.go", "return mongo.NewSessionContext(ctx, nil) }", "return ctx }"}},
+		test:  "TestVerbsOutsideOfTransactions", pkg: mongoFolder,
+	},
+	{
+		name: "MongoDB: the longest lease has ended", breaks: fenced,
+		edits: []edit{{mongoFolder + "/document.go", "	whole := int64(duration / time.Millisecond)\n", "	whole := int64((duration + time.Millisecond - 1) / time.Millisecond)\n"}},
+		test:  "TestStore/a lease and a TTL as long as can be are kept", pkg: mongoFolder,
 	},
 }
