@@ -1448,7 +1448,7 @@ var table = []mutant{
 	},
 	{
 		name: "MongoDB: an error has the server's words", breaks: secret,
-		edits: []edit{{mongoFolder + "/error.go", "	refused := &refusal{doing: doing, codes: codes, err: err}\n", "	refused := &refusal{doing: doing + err.Error(), codes: codes, err: err}\n"}},
+		edits: []edit{{mongoFolder + "/error.go", "	answered := &serverError{doing: doing, codes", "	answered := &serverError{doing: doing + err.Error(), codes"}},
 		test:  "TestErrorsKeepTheKey", pkg: mongoFolder,
 	},
 	{
