@@ -29,7 +29,7 @@ import (
 func main() {
 	only := flag.String("only", "", "the one server to run the command beside: postgres, redis or mongodb")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: withservers [-only SERVER] COMMAND [ARGUMENT...]")
+		_, _ = fmt.Fprintln(flag.CommandLine.Output(), "usage: withservers [-only SERVER] COMMAND [ARGUMENT...]")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
