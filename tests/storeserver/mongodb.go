@@ -42,7 +42,7 @@ func mongoContainer(ctx context.Context) (*Server, error) {
 		}
 		url, err := container.PortEndpoint(ctx, port, "mongodb")
 		return url + "/?directConnection=true", err
-	}, testcontainers.WithCmd("--replSet", "rs", "--bind_ip_all"), testcontainers.WithWaitStrategy(wait.ForListeningPort(port)))
+	}, testcontainers.WithCmd("--replSet", "rs", "--bind_ip_all"), testcontainers.WithWaitStrategy(wait.ForLog("Waiting for connections")))
 }
 
 const ferretDBProgram = "github.com/samecommit/samecommit/tests/ferretdb"

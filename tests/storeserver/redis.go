@@ -131,5 +131,5 @@ func redisContainer(ctx context.Context) (*Server, error) {
 	const port = "6379/tcp"
 	return contain(ctx, "redis:8", port, func(ctx context.Context, container testcontainers.Container) (string, error) {
 		return container.PortEndpoint(ctx, port, "redis")
-	}, testcontainers.WithWaitStrategy(wait.ForListeningPort(port)))
+	}, testcontainers.WithWaitStrategy(wait.ForLog("Ready to accept connections")))
 }
