@@ -131,15 +131,15 @@ func claiming(own *idempotency.BeginParams, attempt int, fingerprint idempotency
 			{Key: "lease_ms", Value: leaseMilliseconds(own.Lease)},
 		}},
 		increment,
-		now("created", "leased", "updated"),
+		currentDate("created", "leased", "updated"),
 	}
 }
 
 // increment is a part of every update.
 var increment = bson.E{Key: "$inc", Value: bson.D{{Key: "v", Value: int64(1)}}}
 
-// now lets the server write its time.
-func now(fields ...string) bson.E {
+// currentDate lets the server write its time.
+func currentDate(fields ...string) bson.E {
 	var dates bson.D
 	for _, field := range fields {
 		dates = append(dates, bson.E{Key: field, Value: true})
@@ -243,7 +243,7 @@ func (s *Store) complete(ctx context.Context, claim *idempotency.Claim, response
 		}},
 		{Key: "$unset", Value: bson.D{{Key: "steps", Value: ""}, {Key: "suspended", Value: ""}}},
 		increment,
-		now("updated"),
+		currentDate("updated"),
 	}, false)
 	if err := verdict(claim, "complete", completed != nil, err); err != nil {
 		return nil, err
@@ -288,12 +288,12 @@ func (s *Store) addStep(ctx context.Context, claim *idempotency.Claim, added *id
 	recorded, err := s.change(ctx, held(claim, bson.E{Key: "steps.name", Value: bson.D{{Key: "$ne", Value: added.Name}}}), bson.D{
 		{Key: "$push", Value: bson.D{{Key: "steps", Value: newStep(added, at)}}},
 		increment,
-		now("updated"),
+		currentDate("updated"),
 	})
 	if err == nil && !recorded {
 		// The claim is lost, or the step is there. A write, and no read: it ends when a
 		// majority has what is there.
-		recorded, err = s.change(ctx, held(claim, bson.E{Key: "steps.name", Value: added.Name}), bson.D{increment, now("updated")})
+		recorded, err = s.change(ctx, held(claim, bson.E{Key: "steps.name", Value: added.Name}), bson.D{increment, currentDate("updated")})
 	}
 	return verdict(claim, "add step", recorded, err)
 }
@@ -361,7 +361,7 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 	extended, err := s.update(withoutSession(ctx), held(claim, bson.E{Key: "suspended", Value: bson.D{{Key: "$exists", Value: false}}}), bson.D{
 		{Key: "$set", Value: bson.D{{Key: "lease_ms", Value: leaseMilliseconds(lease)}}},
 		increment,
-		now("leased", "updated"),
+		currentDate("leased", "updated"),
 	}, false)
 	if err := verdict(claim, "extend", extended != nil, err); err != nil {
 		return nil, err
@@ -379,7 +379,7 @@ func (s *Store) Suspend(ctx context.Context, claim *idempotency.Claim) error {
 	suspended, err := s.change(withoutSession(ctx), held(claim), bson.D{
 		{Key: "$set", Value: bson.D{{Key: "suspended", Value: true}}},
 		increment,
-		now("updated"),
+		currentDate("updated"),
 	})
 	return verdict(claim, "suspend", suspended, err)
 }

@@ -46,7 +46,7 @@ func (s *Store) correctGC(ctx context.Context, completed *document) {
 	// Where it fails, the answer is kept too briefly or too long; it is recorded.
 	_, _ = s.change(ctx, bson.D{
 		{Key: "_id", Value: completed.ID}, {Key: "claim", Value: completed.Claim}, {Key: "v", Value: completed.Version}, {Key: "state", Value: stateCompleted},
-	}, bson.D{{Key: "$set", Value: bson.D{{Key: "gc", Value: bson.NewDateTimeFromTime(want)}}}})
+	}, bson.D{{Key: "$set", Value: bson.D{{Key: "gc", Value: bson.NewDateTimeFromTime(want)}}}, increment})
 }
 
 // DeleteExpired deletes expired records, oldest first. See idempotency.Sweeper. Needed
