@@ -2,118 +2,57 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
-	"os"
-	"os/exec"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/samecommit/samecommit/examples/internal/child"
+	"github.com/samecommit/samecommit/examples/internal/provider"
+	"github.com/samecommit/samecommit/examples/internal/trial"
 )
 
-// point is where a process that takes an order may be killed.
-type point string
-
+// Where a process that takes an order may be killed.
 const (
-	started   point = "before the claim"
-	claimed   point = "before the charge"
-	charged   point = "after the charge, before the step is recorded"
-	recorded  point = "after the step is recorded"
-	booked    point = "after the booking, before the commit"
-	committed point = "after the commit, before anybody is told"
+	started   child.Point = "before the claim"
+	claimed   child.Point = "before the charge"
+	charged   child.Point = "after the charge, before the step is recorded"
+	recorded  child.Point = "after the step is recorded"
+	booked    child.Point = "after the booking, before the commit"
+	committed child.Point = "after the commit, before anybody is told"
 )
 
-// taskVariable makes this program a process that takes one order.
-const taskVariable = "SAMECOMMIT_CARDCHARGE_TASK"
-
-// task is one order for a process of its own, which is killed at a point.
+// task is one order for a process of its own.
 type task struct {
 	URL, Database, Provider string
-	Order                   string
-	Cents                   int
-	KillAt                  point
+	Request                 provider.Request
 	Naive                   bool
 }
 
-// answer is what the process says.
-type answer struct {
-	Booking  Booking
-	Declined bool
-	Err      string
-}
+// work is the process.
+func work(ctx context.Context, stdout io.Writer) error { return child.Work(ctx, stdout, take) }
 
-// do takes the order in a process of its own. killed says that it was, and so has said
-// nothing.
-func (t *task) do(ctx context.Context, stderr io.Writer) (said answer, killed bool, err error) {
-	program, err := os.Executable()
-	if err != nil {
-		return said, false, err
-	}
-	text, err := json.Marshal(t)
-	if err != nil {
-		return said, false, err
-	}
-	process := exec.CommandContext(ctx, program)
-	process.Env = append(os.Environ(), taskVariable+"="+string(text))
-	process.Stderr = stderr
-	output, err := process.Output()
-	if err != nil {
-		if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == -1 && ctx.Err() == nil {
-			return said, true, nil
-		}
-		return said, false, fmt.Errorf("the process of %s: %w", t.Order, err)
-	}
-	return said, false, json.Unmarshal(output, &said)
-}
-
-// runTask is the process.
-func runTask(ctx context.Context, text string, stdout io.Writer) error {
-	var t task
-	if err := json.Unmarshal([]byte(text), &t); err != nil {
-		return err
-	}
+// take takes one order.
+func take(ctx context.Context, t task, at func(child.Point)) (said trial.Answer[Booking], err error) {
 	config, err := pgxpool.ParseConfig(t.URL)
 	if err != nil {
-		return err
+		return said, err
 	}
 	config.ConnConfig.Database = t.Database
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		return err
+		return said, err
 	}
 	defer pool.Close()
-	shop, err := newShop(pool, t.Provider, t.dieAt)
+	shop, err := newShop(pool, t.Provider, at)
 	if err != nil {
-		return err
+		return said, err
 	}
-	t.dieAt(started)
-	var said answer
+	at(started)
 	if t.Naive {
-		said.Booking, err = shop.naiveOrder(ctx, pool, t.Order, t.Cents)
+		said = trial.NewAnswer(shop.naiveOrder(ctx, pool, t.Request))
 	} else {
-		said.Booking, err = shop.order(ctx, t.Order, t.Cents)
+		said = trial.NewAnswer(shop.order(ctx, t.Request))
 	}
-	if said.Declined = errors.Is(err, errDeclined); err != nil {
-		said.Err = err.Error()
-	}
-	t.dieAt(committed)
-	return json.NewEncoder(stdout).Encode(said)
-}
-
-// dieAt kills the process, as the kernel does that runs out of memory: no deferred
-// function runs, and no connection is told.
-func (t *task) dieAt(here point) {
-	if here != t.KillAt {
-		return
-	}
-	self, err := os.FindProcess(os.Getpid())
-	if err == nil {
-		err = self.Kill()
-	}
-	if err == nil {
-		select {} // the signal is on its way
-	}
-	fmt.Fprintln(os.Stderr, "cardcharge: cannot kill this process:", err)
-	os.Exit(exitFailed)
+	at(committed)
+	return said, nil
 }
