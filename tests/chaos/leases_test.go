@@ -268,7 +268,7 @@ func auditRunHeld(ctx context.Context, tr *trial, got answer) (bool, error) {
 // external charges elsewhere and makes the effect of what fn returns.
 func (tr *trial) external(ctx context.Context, client *idempotency.Client[pgx.Tx], wait time.Duration, fn func(ctx context.Context, tx pgx.Tx) (string, error)) answer {
 	params := tr.params()
-	params.Lease, params.Wait = shortLease, wait
+	params.Lease, params.Wait = heldLease, wait
 	result, err := idempotency.DoExternal(ctx, client, params, func(ctx context.Context, lease *idempotency.Lease) (int, error) {
 		return idempotency.Step(ctx, lease, "charge", idempotency.NoFingerprint, func(_ context.Context, call idempotency.StepCall) (int, error) {
 			tr.charges = append(tr.charges, call.MayHaveRun)
@@ -288,7 +288,7 @@ func doExternal(ctx context.Context, tr *trial) answer {
 // auditExternal checks what the next caller is told, and that nobody who charged
 // again was told that nobody had before.
 func auditExternal(ctx context.Context, tr *trial, got answer) (bool, error) {
-	next := tr.external(ctx, tr.client, shortLease+margin, func(ctx context.Context, tx pgx.Tx) (string, error) {
+	next := tr.external(ctx, tr.client, heldLease+margin, func(ctx context.Context, tx pgx.Tx) (string, error) {
 		id := tr.key + " next"
 		return id, tr.effect(ctx, tx, id)
 	})

@@ -36,6 +36,8 @@ const (
 	commitPatience = 3 * time.Second
 	// shortLease is how long a claim lasts that nobody heard of.
 	shortLease = 500 * time.Millisecond
+	// heldLease is the same where an undisturbed call must keep it, on a busy machine.
+	heldLease = 3 * time.Second
 	// margin is how long after its holder's end a key may still be held, on a busy
 	// machine.
 	margin = 10 * time.Second
