@@ -1489,7 +1489,7 @@ var table = []mutant{
 	},
 	{
 		name: "HTTP: a rerun gets a consumed body", breaks: once,
-		edits: []edit{{httpFolder + "/middleware.go", "io.NopCloser(bytes.NewReader(c.body)), int64", "io.NopCloser(io.MultiReader(bytes.NewReader(c.body[:0]), c.request.Body)), int64"}},
+		edits: []edit{{httpFolder + "/middleware.go", "	request := withBody(ctx, c.request, c.body)\n", "	request := withBody(ctx, c.request, c.body)\n	c.body = nil\n"}},
 		test:  "TestHandlersThatDeadlock", pkg: httpFolder,
 	},
 	{
