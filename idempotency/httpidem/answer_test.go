@@ -24,7 +24,8 @@ import (
 // the middlewares outside have set under the same name, and the marker.
 func TestHeadersOfAReplay(t *testing.T) {
 	t.Parallel()
-	eachProtocol(t, func(t *testing.T, o options) {
+	eachProtocol(t, func(o options) {
+		t := o.t
 		request := 0
 		o.outside = func(next http.Handler) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -119,7 +120,8 @@ func TestStatusWithoutABody(t *testing.T) {
 
 func TestWriterOfAHandler(t *testing.T) {
 	t.Parallel()
-	eachProtocol(t, func(t *testing.T, o options) {
+	eachProtocol(t, func(o options) {
+		t := o.t
 		var kept http.ResponseWriter
 		a := newAPI(t, o, func(w http.ResponseWriter, _ *http.Request) {
 			kept = w
@@ -210,7 +212,8 @@ func TestHeadersThatAreTooLargeToKeep(t *testing.T) {
 // that are not canonical are.
 func TestHeadersOutside(t *testing.T) {
 	t.Parallel()
-	eachProtocol(t, func(t *testing.T, o options) {
+	eachProtocol(t, func(o options) {
+		t := o.t
 		encoding := "gzip"
 		o.outside = func(next http.Handler) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -249,7 +252,8 @@ func TestWriteProblem(t *testing.T) {
 
 func TestBodies(t *testing.T) {
 	t.Parallel()
-	eachProtocol(t, func(t *testing.T, o options) {
+	eachProtocol(t, func(o options) {
+		t := o.t
 		o.config.MaxBody = 100
 		a := newAPI(t, o, func(w http.ResponseWriter, r *http.Request) {
 			body, err := io.ReadAll(r.Body)
@@ -285,7 +289,8 @@ func TestBodies(t *testing.T) {
 // length: the handler gets all of it, and it is compared.
 func TestBodyThatWasReplaced(t *testing.T) {
 	t.Parallel()
-	eachProtocol(t, func(t *testing.T, o options) {
+	eachProtocol(t, func(o options) {
+		t := o.t
 		o.outside = func(next http.Handler) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				r.Body = io.NopCloser(strings.NewReader(strings.Repeat("x", 100_000) + r.Header.Get("End")))
@@ -443,16 +448,35 @@ func TestJSONFingerprint(t *testing.T) {
 	for _, same := range [][2]string{
 		{`{"a":1,"b":2}`, ` { "b" : 2 , "a" : 1 } `},
 		{`{"a":{"x":[1,{"y":2,"z":3}]}}`, `{"a":{"x":[1,{"z":3,"y":2}]}}`},
-		{`"\u00e9"`, `"é"`}, {`null`, ` null`}, {`[]`, `[ ]`}, {`"\/"`, `"/"`}, {`{"\u0061":1}`, `{"a":1}`},
+		{`"\u00e9"`, `"é"`},
+		{`null`, ` null`},
+		{`[]`, `[ ]`},
+		{`"\/"`, `"/"`},
+		{`{"\u0061":1}`, `{"a":1}`},
 	} {
 		if of(same[0]) != of(same[1]) {
 			t.Errorf("%s and %s differ", same[0], same[1])
 		}
 	}
 	for _, other := range [][2]string{
-		{`{"a":1}`, `{"a":1.0}`}, {`{"a":1}`, `{"a":"1"}`}, {`[1,2]`, `[2,1]`}, {`{"a":1,"a":2}`, `{"a":2,"a":1}`}, {`{"a":1,"a":1}`, `{"a":1}`},
-		{"\"\xff\"", "\"\xfe\""}, {`"\ud800"`, `"\ud801"`}, {`"\ud800"`, `"�"`}, {`{"a":1} x`, `{"a":1}`}, {`{"a":1}`, ` {"a":1}{}`}, {`{}`, `[]`}, {`[[],[]]`, `[[[]]]`},
-		{`"a,b"`, `["a","b"]`}, {`{"a":null}`, `{}`}, {`1e2`, `100`}, {``, ` `}, {`no json`, `no  json`}, {"{\"a\xff\":1}", "{\"a\xfe\":1}"},
+		{`{"a":1}`, `{"a":1.0}`},
+		{`{"a":1}`, `{"a":"1"}`},
+		{`[1,2]`, `[2,1]`},
+		{`{"a":1,"a":2}`, `{"a":2,"a":1}`},
+		{`{"a":1,"a":1}`, `{"a":1}`},
+		{"\"\xff\"", "\"\xfe\""},
+		{`"\ud800"`, `"\ud801"`},
+		{`"\ud800"`, `"�"`},
+		{`{"a":1} x`, `{"a":1}`},
+		{`{"a":1}`, ` {"a":1}{}`},
+		{`{}`, `[]`},
+		{`[[],[]]`, `[[[]]]`},
+		{`"a,b"`, `["a","b"]`},
+		{`{"a":null}`, `{}`},
+		{`1e2`, `100`},
+		{``, ` `},
+		{`no json`, `no  json`},
+		{"{\"a\xff\":1}", "{\"a\xfe\":1}"},
 	} {
 		if of(other[0]) == of(other[1]) {
 			t.Errorf("%q and %q are the same", other[0], other[1])

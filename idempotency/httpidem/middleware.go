@@ -132,9 +132,9 @@ func (m *middleware[TTx]) serve(w http.ResponseWriter, r *http.Request, handler 
 	defer cancel()
 	call := &call[TTx]{middleware: m, outside: w, request: r, body: body, handler: handler}
 	if params == nil {
-		call.withoutKey(ctx)
+		call.withoutKey(ctx) //nolint:contextcheck // The client's going away is not to end it.
 	} else {
-		call.withKey(ctx, params)
+		call.withKey(ctx, params) //nolint:contextcheck // As above.
 	}
 }
 

@@ -26,7 +26,8 @@ var outcomes = map[httpidem.Outcome][]int{
 
 func TestStatusDecides(t *testing.T) {
 	t.Parallel()
-	eachProtocol(t, func(t *testing.T, o options) {
+	eachProtocol(t, func(o options) {
+		t := o.t
 		a := newAPI(t, o, func(w http.ResponseWriter, r *http.Request) {
 			var status int
 			_, _ = fmt.Sscan(r.Header.Get("Want"), &status)
@@ -148,7 +149,8 @@ func TestHandlersThatFail(t *testing.T) {
 
 func TestPanicsPassOn(t *testing.T) {
 	t.Parallel()
-	eachProtocol(t, func(t *testing.T, o options) {
+	eachProtocol(t, func(o options) {
+		t := o.t
 		var mu sync.Mutex
 		var seen []any
 		o.outside = func(next http.Handler) http.Handler {
@@ -276,7 +278,8 @@ func TestScopes(t *testing.T) {
 
 func TestAnotherRequestIsRefused(t *testing.T) {
 	t.Parallel()
-	eachProtocol(t, func(t *testing.T, o options) {
+	eachProtocol(t, func(o options) {
+		t := o.t
 		a := newAPI(t, o, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "a secret of the first") })
 		header := func(name, value string) func(*http.Request) {
 			return func(r *http.Request) { r.Header.Set(name, value) }
@@ -341,7 +344,8 @@ func TestClientThatGivesUp(t *testing.T) {
 	for _, stop := range []bool{false, true} {
 		t.Run(fmt.Sprint("StopWithClient ", stop), func(t *testing.T) {
 			t.Parallel()
-			eachProtocol(t, func(t *testing.T, o options) {
+			eachProtocol(t, func(o options) {
+				t := o.t
 				o.config.StopWithClient = stop
 				started, gone, ended := make(chan struct{}, 2), make(chan struct{}), make(chan error, 2)
 				a := newAPI(t, o, func(w http.ResponseWriter, r *http.Request) {
@@ -362,7 +366,7 @@ func TestClientThatGivesUp(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				given := make(chan error)
 				go func() {
-					_, err := a.do(a.request("k", "", withContext(ctx), func(r *http.Request) { r.Header.Set("First", "yes") }))
+					_, err := a.do(a.request("k", "", withContext(ctx), func(r *http.Request) { r.Header.Set("First", "yes") })) //nolint:contextcheck // It has it.
 					given <- err
 				}()
 				<-started
@@ -387,7 +391,8 @@ func TestClientThatGivesUp(t *testing.T) {
 
 func TestDuplicatesRunOnce(t *testing.T) {
 	t.Parallel()
-	eachProtocol(t, func(t *testing.T, o options) {
+	eachProtocol(t, func(o options) {
+		t := o.t
 		const duplicates = 200
 		a := newAPI(t, o, func(w http.ResponseWriter, r *http.Request) {
 			body, _ := io.ReadAll(r.Body)

@@ -72,7 +72,8 @@ func (a *api) wantCharges(pool *pgxpool.Pool, want int) {
 // So many duplicates on a small pool: one run, one body.
 func TestDuplicatesOnPostgres(t *testing.T) {
 	t.Parallel()
-	eachProtocol(t, func(t *testing.T, o options) {
+	eachProtocol(t, func(o options) {
+		t := o.t
 		config := pgtest.Config(t)
 		config.MaxConns = 4
 		pool, err := pgxpool.NewWithConfig(t.Context(), config)

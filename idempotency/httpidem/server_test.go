@@ -38,6 +38,7 @@ type api struct {
 
 // options are what a test changes. Zero values are those of most tests.
 type options struct {
+	t      *testing.T
 	client idempotency.Config
 	config httpidem.Config
 	// http2 serves HTTP/2 without TLS, which clients must know of.
@@ -188,13 +189,13 @@ func (a *api) wantProblem(got *reply, status int, kind string) {
 	}
 }
 
-// eachProtocol runs a test over HTTP/1.1 and HTTP/2.
-func eachProtocol(t *testing.T, test func(t *testing.T, o options)) {
+// eachProtocol runs a test over HTTP/1.1 and HTTP/2, as a subtest that is in its options.
+func eachProtocol(t *testing.T, test func(o options)) {
 	t.Helper()
 	for _, http2 := range []bool{false, true} {
 		t.Run(map[bool]string{false: "HTTP 1.1", true: "HTTP 2"}[http2], func(t *testing.T) {
 			t.Parallel()
-			test(t, options{http2: http2})
+			test(options{t: t, http2: http2})
 		})
 	}
 }
