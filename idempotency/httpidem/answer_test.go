@@ -10,8 +10,11 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"reflect"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -407,6 +410,74 @@ func TestMaxBodies(t *testing.T) {
 	}
 	if got := a.post("second", strings.Repeat("x", 41)); got.StatusCode != 201 {
 		t.Errorf("afterwards: %d %s", got.StatusCode, got.text)
+	}
+}
+
+// Many duplicates with large bodies wait for one: the heap is bounded by MaxBodies, and
+// those that it has no room for are told to come again.
+func TestMemoryOfWaitingDuplicates(t *testing.T) { //nolint:paralleltest // It measures the heap of the process.
+	duplicates := 1000
+	if testing.Short() {
+		duplicates = 200
+	}
+	const size = 1 << 20
+	room := int64(duplicates/4) * size
+	enough := make(chan struct{})
+	a := newAPI(t, options{config: httpidem.Config{MaxBodies: room, Wait: time.Minute}}, func(w http.ResponseWriter, r *http.Request) {
+		<-enough
+		answerWith(201)(w, r)
+	})
+	var before, peak uint64
+	heap := func() uint64 {
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	runtime.GC()
+	before = heap()
+	done := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		ticker := time.NewTicker(2 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			peak = max(peak, heap())
+			select {
+			case <-ticker.C:
+			case <-done:
+				return
+			}
+		}
+	})
+	body := strings.Repeat("x", size)
+	var answered, refused atomic.Int32
+	var group sync.WaitGroup
+	for range duplicates {
+		group.Go(func() {
+			got, err := a.do(a.request("k", body))
+			switch {
+			case err == nil && got.StatusCode == 201:
+				answered.Add(1)
+			case err != nil || got.kind() == httpidem.KindUnavailable:
+				// A client that is still sending may miss why it is refused.
+				// Those that are left have room.
+				if int(refused.Add(1)) == duplicates*7/10 {
+					close(enough)
+				}
+			default:
+				t.Errorf("%d %s", got.StatusCode, got.text)
+			}
+		})
+	}
+	group.Wait()
+	close(done)
+	watch.Wait()
+	t.Logf("%d answered, %d refused, %d MiB at most", answered.Load(), refused.Load(), (peak-before)>>20)
+	if most := uint64(room) * 400 / 256; peak-before > most {
+		t.Errorf("the heap has grown by %d MiB, want at most %d", (peak-before)>>20, most>>20)
+	}
+	if a.runs.Load() != 1 || int(answered.Load()) < duplicates/8 {
+		t.Errorf("%d runs, %d answered", a.runs.Load(), answered.Load())
 	}
 }
 

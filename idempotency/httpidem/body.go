@@ -53,9 +53,12 @@ func (b *bodies) read(w http.ResponseWriter, r *http.Request, limit int64) (body
 		}
 		n, err := reader.Read(into)
 		if full && n > 0 {
-			size := max(2*int64(cap(read)), min(max(r.ContentLength, 1), bodyStep))
-			if r.ContentLength < 0 && cap(read) == 0 {
-				size = bodyStep
+			size := max(2*int64(cap(read)), bodyStep)
+			if r.ContentLength > int64(cap(read)) {
+				// All of it, once a step has come.
+				if size = r.ContentLength; cap(read) == 0 {
+					size = min(size, bodyStep)
+				}
 			}
 			size = min(size, limit)
 			if b.held.Add(size-reserved) > b.most {
