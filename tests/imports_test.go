@@ -96,6 +96,7 @@ func TestImports(t *testing.T) {
 		allowed := map[string][]string{
 			"db":                          {pgx},
 			"idempotency":                 {},
+			"idempotency/httpidem":        {"idempotency"},
 			"idempotency/idempotencytest": {pgx, "internal/pgcut"},
 			"idempotency/memstore":        {"idempotency"},
 			"idempotency/pgxstore":        {pgx, "db", "idempotency", "txhelper"},

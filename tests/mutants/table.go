@@ -19,6 +19,7 @@ const (
 	kitFile         = "idempotency/idempotencytest/statement.go"
 	budgetFile      = "idempotency/budget.go"
 	redisScripts    = "idempotency/redisstore/scripts/"
+	httpFolder      = "idempotency/httpidem"
 	mongoFolder     = "idempotency/mongostore"
 	mongoFile       = mongoFolder + "/store.go"
 )
@@ -1465,5 +1466,70 @@ var table = []mutant{
 		name: "MongoDB: the longest lease has ended", breaks: fenced,
 		edits: []edit{{mongoFolder + "/document.go", "	whole := int64(duration / time.Millisecond)\n", "	whole := int64((duration + time.Millisecond - 1) / time.Millisecond)\n"}},
 		test:  "TestStore/a lease and a TTL as long as can be are kept", pkg: mongoFolder,
+	},
+	{
+		name: "HTTP: the key is free after a 4xx", breaks: noRerun,
+		edits: []edit{{httpFolder + "/outcome.go", "	return Record\n", "	return Release\n"}},
+		test:  "TestStatusDecides/HTTP 1.1", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: a cookie is recorded", breaks: secret,
+		edits: []edit{{httpFolder + "/message.go", "\"Vary\",\n}", "\"Vary\", \"Set-Cookie\",\n}"}},
+		test:  "TestHeadersOfAReplay/HTTP 1.1", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: the scope is left out", breaks: apart,
+		edits: []edit{{httpFolder + "/middleware.go", "Scope: m.Scope(r), ID: key", "Scope: m.Scope(r)[:0] + m.Header, ID: key"}},
+		test:  "TestScopes", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: the fingerprint has no body", breaks: sameRequest,
+		edits: []edit{{httpFolder + "/fingerprint.go", "string(digest[:]))", "string(digest[:0]))"}},
+		test:  "TestAnotherRequestIsRefused/HTTP 1.1", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: a rerun gets a consumed body", breaks: once,
+		edits: []edit{{httpFolder + "/middleware.go", "	request := withBody(ctx, c.request, c.body)\n", "	request := withBody(ctx, c.request, c.body)\n	c.body = nil\n"}},
+		test:  "TestHandlersThatDeadlock", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: the answer goes out before the commit", breaks: keeps,
+		edits: []edit{{httpFolder + "/middleware.go", "	c.last = answer\n", "	c.last = answer\n	answer.send(c.outside, c.request, c.ReplayedHeader)\n"}},
+		test:  "TestSuccessThatCannotCommit", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: a handler that wrote nothing has answered 200", breaks: honest,
+		edits: []edit{{httpFolder + "/writer.go", "		return nil, errNothingWritten\n", "		w.status, w.sent = http.StatusOK, w.Header().Clone()\n"}},
+		test:  "TestHandlersThatFail/wrote nothing", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: a replay looks like a fresh answer", breaks: honest,
+		edits: []edit{{httpFolder + "/middleware.go", "header.Set(c.ReplayedHeader, \"true\")", "header.Del(c.ReplayedHeader)"}},
+		test:  "TestHeadersOfAReplay/HTTP 1.1", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: the client's goodbye ends the work", breaks: unstuck,
+		edits: []edit{{httpFolder + "/config.go", "if !s.StopWithClient {", "if s.StopWithClient && s.Timeout < 0 {"}},
+		test:  "TestClientThatGivesUp/StopWithClient false/HTTP 1.1", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: bodies that wait are not bounded", breaks: bounded,
+		edits: []edit{{httpFolder + "/body.go", "> b.most {", "> b.most && reserved < 0 {"}},
+		test:  "TestMaxBodies", pkg: httpFolder,
+	},
+	{
+		name: "HTTP client: a 409 is asked for again", breaks: honest,
+		edits: []edit{{httpFolder + "/retry.go", "		return running\n", "		return running || response != nil\n"}},
+		test:  "TestShouldRetryResponses", pkg: httpFolder,
+	},
+	{
+		name: "HTTP client: each try has a key of its own", breaks: once,
+		edits: []edit{{httpFolder + "/transport.go", "			try.Header.Set(name, made)\n", "			try.Header.Set(name, NewKey())\n"}},
+		test:  "TestTransportSendsOneKeyForAllTries", pkg: httpFolder,
+	},
+	{
+		name: "HTTP client: retries have no budget", breaks: bounded,
+		edits: []edit{{httpFolder + "/budget.go", "	if (b.missing+9)/10 >= size {", "	if (b.missing+9)/10 >= 100*size {"}},
+		test:  "TestTransportBudget", pkg: httpFolder,
 	},
 }
