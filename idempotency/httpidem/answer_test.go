@@ -553,10 +553,6 @@ func TestJSONFingerprint(t *testing.T) {
 			t.Errorf("%q and %q are the same", other[0], other[1])
 		}
 	}
-	nested := strings.Repeat(`{"a":`, 5000) + `"` + strings.Repeat("x", 900_000) + `"` + strings.Repeat("}", 5000)
-	if of(nested) != of(nested+" ") { // in time that does not grow with depth and size together
-		t.Error("what is inside of many objects is not compared as JSON")
-	}
 	if deep := strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000); of(deep) == of(deep+" ") {
 		t.Error("JSON that is too deep is not compared byte for byte")
 	}

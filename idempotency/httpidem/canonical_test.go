@@ -3,8 +3,26 @@ package httpidem
 import (
 	"bytes"
 	"encoding/json"
+	"runtime"
+	"strings"
 	"testing"
 )
+
+// What is inside of many objects is not copied once for each.
+func TestFormOfADeepValue(t *testing.T) { //nolint:paralleltest // It counts what the process allocates.
+	const depth, size = 1000, 500_000
+	body := []byte(strings.Repeat(`{"a":`, depth) + `"` + strings.Repeat("x", size) + `"` + strings.Repeat("}", depth))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	canonical, ok := canonicalJSON(body)
+	runtime.ReadMemStats(&after)
+	if !ok || len(canonical) > 64 {
+		t.Errorf("%d bytes, %t; want a digest", len(canonical), ok)
+	}
+	if allocated := after.TotalAlloc - before.TotalAlloc; allocated > 20*size {
+		t.Errorf("%d bytes were allocated for a body of %d", allocated, len(body))
+	}
+}
 
 // What another writer makes of the same value, with other white space, order and escapes,
 // has the same form.

@@ -90,35 +90,14 @@ var (
 )
 
 func (m *middleware[TTx]) serve(w http.ResponseWriter, r *http.Request, handler HandlerFunc[TTx]) {
-	var params *idempotency.Params
-	if !isSafe(r.Method) {
-		key, ok := readKey(r.Header, m.Header)
-		switch {
-		case !ok:
-			m.problem(w, r, newProblem(KindKeyInvalid, nil))
-			return
-		case key != "":
-			params = &idempotency.Params{Key: idempotency.Key{Scope: m.Scope(r), ID: key}, TTL: m.TTL, Wait: m.Wait}
-		case !m.Optional && (r.Method == http.MethodPost || r.Method == http.MethodPatch):
-			m.problem(w, r, newProblem(KindKeyMissing, nil))
-			return
-		}
-		if params != nil && params.Key.Scope == "" {
-			m.problem(w, r, newProblem(KindInternal, errNoScope))
-			return
-		}
-	}
-	if len(r.PostForm) > 0 || r.MultipartForm != nil {
-		m.problem(w, r, newProblem(KindInternal, errParsed))
+	params, p := m.params(r)
+	if p != nil {
+		m.problem(w, r, p)
 		return
 	}
-	body, release, err := m.bodies.read(w, r, m.MaxBody)
+	body, release, err := m.readBody(w, r)
 	if err != nil {
-		p := problemOf(err)
-		if p.Kind == KindInternal {
-			p = newProblem(KindBodyUnreadable, err)
-		}
-		m.problem(w, r, p)
+		m.problem(w, r, problemOf(err))
 		return
 	}
 	defer release()
@@ -130,12 +109,40 @@ func (m *middleware[TTx]) serve(w http.ResponseWriter, r *http.Request, handler 
 	}
 	ctx, cancel := m.context(r)
 	defer cancel()
-	call := &call[TTx]{middleware: m, outside: w, request: r, body: body, handler: handler}
-	if params == nil {
-		call.withoutKey(ctx) //nolint:contextcheck // The client's going away is not to end it.
-	} else {
-		call.withKey(ctx, params) //nolint:contextcheck // As above.
+	call := &call[TTx]{middleware: m, outside: w, request: r, params: params, body: body, handler: handler}
+	call.serve(ctx) //nolint:contextcheck // The client's going away is not to end it.
+}
+
+// params returns those of the request's key but for the fingerprint, nil where it needs none.
+func (m *middleware[TTx]) params(r *http.Request) (*idempotency.Params, *Problem) {
+	if isSafe(r.Method) {
+		return nil, nil
 	}
+	key, ok := readKey(r.Header, m.Header)
+	switch {
+	case !ok:
+		return nil, newProblem(KindKeyInvalid, nil)
+	case key == "" && !m.Optional && (r.Method == http.MethodPost || r.Method == http.MethodPatch):
+		return nil, newProblem(KindKeyMissing, nil)
+	case key == "":
+		return nil, nil
+	}
+	scope := m.Scope(r)
+	if scope == "" {
+		return nil, newProblem(KindInternal, errNoScope)
+	}
+	return &idempotency.Params{Key: idempotency.Key{Scope: scope, ID: key}, TTL: m.TTL, Wait: m.Wait}, nil
+}
+
+// readBody reads the body, if nobody has before.
+func (m *middleware[TTx]) readBody(w http.ResponseWriter, r *http.Request) (body []byte, release func(), err error) {
+	switch {
+	case len(r.PostForm) > 0 || r.MultipartForm != nil:
+		return nil, nil, errParsed
+	case r.Body == nil:
+		return nil, func() {}, nil
+	}
+	return m.bodies.read(w, r, m.MaxBody)
 }
 
 // problem answers in the handler's place.
@@ -152,6 +159,8 @@ type call[TTx any] struct {
 	*middleware[TTx]
 	outside http.ResponseWriter
 	request *http.Request
+	// params are nil for a request without a key.
+	params  *idempotency.Params
 	body    []byte
 	handler HandlerFunc[TTx]
 	// last is the answer of the last run.
@@ -161,8 +170,16 @@ type call[TTx any] struct {
 // errUndo undoes the work of an answer whose key is to be free.
 var errUndo = errors.New("httpidem: the answer undoes the work and frees the key")
 
-func (c *call[TTx]) withKey(ctx context.Context, params *idempotency.Params) {
-	outcome, err := c.client.Run(ctx, *params, func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
+func (c *call[TTx]) serve(ctx context.Context) {
+	if c.params == nil {
+		c.withoutKey(ctx)
+	} else {
+		c.withKey(ctx)
+	}
+}
+
+func (c *call[TTx]) withKey(ctx context.Context) {
+	outcome, err := c.client.Run(ctx, *c.params, func(ctx context.Context, tx TTx) (idempotency.Answer, error) {
 		decided, err := c.run(ctx, tx)
 		if err == nil && decided == Release {
 			err = errUndo
@@ -176,7 +193,7 @@ func (c *call[TTx]) withKey(ctx context.Context, params *idempotency.Params) {
 	})
 	switch {
 	case err != nil:
-		c.failed(ctx, err, false)
+		c.failed(ctx, err)
 	case outcome.Executed:
 		if outcome.Record.Response.Type == TypeNoBody {
 			slog.WarnContext(ctx, "httpidem: the answer is larger than the client's MaxResponseSize, and was recorded without its body",
@@ -197,7 +214,7 @@ func (c *call[TTx]) withoutKey(ctx context.Context) {
 		return err
 	})
 	if err != nil {
-		c.failed(ctx, err, true)
+		c.failed(ctx, err)
 		return
 	}
 	c.last.send(c.outside, c.request, c.ReplayedHeader)
@@ -245,7 +262,7 @@ func withBody(ctx context.Context, r *http.Request, body []byte) *http.Request {
 }
 
 // failed answers where nothing was recorded.
-func (c *call[TTx]) failed(ctx context.Context, err error, keyless bool) {
+func (c *call[TTx]) failed(ctx context.Context, err error) {
 	// Not where the handler has ended its transaction: its work may not be undone.
 	if errors.Is(err, errUndo) && !errors.Is(err, idempotency.ErrOwned) && c.last != nil {
 		c.last.send(c.outside, c.request, c.ReplayedHeader)
@@ -255,7 +272,7 @@ func (c *call[TTx]) failed(ctx context.Context, err error, keyless bool) {
 		err = errors.Join(errTimeout, err)
 	}
 	p := problemOf(err)
-	if keyless && p.Kind == KindOutcomeUnknown {
+	if c.params == nil && p.Kind == KindOutcomeUnknown {
 		p.RetryAfter = 0 // another try may do the work twice
 	}
 	c.problem(c.outside, c.request, p)

@@ -44,8 +44,8 @@ type Problem struct {
 	Err error
 }
 
-// describe are the problems, without what a request adds.
-var describe = map[string]Problem{
+// problems are by their kind, without what a request adds.
+var problems = map[string]Problem{
 	KindKeyMissing:     {Status: http.StatusBadRequest, Title: "Idempotency key is missing", Detail: "Send a key of your own in the header, the same one with every try of this request."},
 	KindKeyInvalid:     {Status: http.StatusBadRequest, Title: "Idempotency key is malformed", Detail: "Send one header with 1 to 255 visible ASCII characters, in double quotes or bare, without quotes, commas, semicolons and backslashes inside."},
 	KindBodyUnreadable: {Status: http.StatusBadRequest, Title: "Request body could not be read", Detail: "It ended early. Send the request again with the same key."},
@@ -63,7 +63,7 @@ var describe = map[string]Problem{
 const busy = time.Second
 
 func newProblem(kind string, err error) *Problem {
-	p := describe[kind]
+	p := problems[kind]
 	p.Kind, p.Err = kind, err
 	if kind == KindUnavailable || kind == KindOutcomeUnknown {
 		p.RetryAfter = busy
@@ -98,6 +98,7 @@ func problemOf(err error) *Problem {
 		{errTooManyBodies, KindUnavailable},
 		{errBodyTooLarge, KindBodyTooLarge},
 		{errBodyTimeout, KindBodyTimeout},
+		{errBodyCut, KindBodyUnreadable},
 	} {
 		if errors.Is(err, known.err) {
 			return newProblem(known.kind, err)

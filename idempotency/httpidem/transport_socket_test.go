@@ -93,6 +93,15 @@ func reset(t *testing.T, w http.ResponseWriter) {
 	_ = conn.Close()
 }
 
+// fourth answers the fourth try.
+func fourth(n int, w http.ResponseWriter, _ *http.Request) {
+	if n < 4 {
+		write(w, http.StatusServiceUnavailable, "later")
+		return
+	}
+	write(w, http.StatusCreated, "body")
+}
+
 func TestTransportSendsTheWholeBodyEachTime(t *testing.T) {
 	t.Parallel()
 	body := strings.Repeat("amount=500&", 50_000)
@@ -103,13 +112,7 @@ func TestTransportSendsTheWholeBodyEachTime(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newTestSocket(t, func(n int, w http.ResponseWriter, _ *http.Request) {
-				if n < 4 {
-					write(w, http.StatusServiceUnavailable, "later")
-					return
-				}
-				write(w, http.StatusCreated, "body")
-			})
+			s := newTestSocket(t, fourth)
 			wantStatus(t, s.transport, testRequest(t, "POST", s.url, reader()), http.StatusCreated)
 			s.want(t, 4, body)
 		})
@@ -117,13 +120,7 @@ func TestTransportSendsTheWholeBodyEachTime(t *testing.T) {
 	for name, reader := range map[string]io.Reader{"nil": nil, "no body": http.NoBody} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newTestSocket(t, func(n int, w http.ResponseWriter, _ *http.Request) {
-				if n < 4 {
-					write(w, http.StatusServiceUnavailable, "later")
-					return
-				}
-				write(w, http.StatusCreated, "body")
-			})
+			s := newTestSocket(t, fourth)
 			request := testRequest(t, "POST", s.url, reader)
 			request.GetBody = nil // There is nothing to get.
 			wantStatus(t, s.transport, request, http.StatusCreated)

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 )
@@ -41,16 +40,13 @@ var (
 )
 
 func newWriter(outside http.ResponseWriter, r *http.Request, limit int) *writer {
-	return &writer{outside: outside, head: r.Method == http.MethodHead, limit: limit, header: outside.Header().Clone(), declared: -1}
+	w := &writer{outside: outside, head: r.Method == http.MethodHead, limit: limit, header: make(http.Header), declared: -1}
+	maps.Copy(w.header, outside.Header().Clone())
+	return w
 }
 
 // Header returns the header of the answer, which begins as that of the middlewares outside.
-func (w *writer) Header() http.Header {
-	if w.header == nil {
-		w.header = make(http.Header)
-	}
-	return w.header
-}
+func (w *writer) Header() http.Header { return w.header }
 
 // WriteHeader sets the status. 1xx are dropped.
 func (w *writer) WriteHeader(status int) {
@@ -71,7 +67,7 @@ func (w *writer) writeHeader(status int) {
 	case status < 200:
 		return
 	}
-	w.status, w.sent = status, w.Header().Clone()
+	w.status, w.sent = status, w.header.Clone()
 	if length := w.sent.Get("Content-Length"); length != "" {
 		if declared, err := strconv.ParseInt(length, 10, 64); err == nil && declared >= 0 {
 			w.declared = declared
@@ -130,55 +126,4 @@ func (w *writer) close() (*answer, error) {
 		w.sent.Set("Content-Type", http.DetectContentType(w.body))
 	}
 	return &answer{status: w.status, header: w.sent, body: w.body}, nil
-}
-
-// answer is what goes out to the client whose request has run.
-type answer struct {
-	status int
-	header http.Header
-	body   []byte
-}
-
-// notSent are headers that the server makes itself, or that announce what is not sent.
-var notSent = []string{"Trailer", "Transfer-Encoding", "Content-Length"}
-
-// send replaces the header of the middlewares outside, which this one began as.
-func (a *answer) send(w http.ResponseWriter, r *http.Request, marker string) {
-	header := w.Header()
-	clear(header)
-	maps.Copy(header, a.header)
-	declared := header.Get("Content-Length")
-	for _, name := range append(notSent, marker) {
-		header.Del(name)
-	}
-	for name := range header {
-		if strings.HasPrefix(name, http.TrailerPrefix) {
-			header.Del(name)
-		}
-	}
-	if r.Method == http.MethodHead || a.status == http.StatusNotModified {
-		// Of a body that is not sent, the handler knows how long it would be.
-		if declared == "" && len(a.body) > 0 {
-			declared = strconv.Itoa(len(a.body))
-		}
-		if declared != "" {
-			header.Set("Content-Length", declared)
-		}
-		w.WriteHeader(a.status)
-		return
-	}
-	writeBody(w, a.status, a.body)
-}
-
-func withoutBody(status int) bool {
-	return status == http.StatusNoContent || status == http.StatusNotModified
-}
-
-// writeBody writes status and body. Where the client has gone, nobody is to be told.
-func writeBody(w http.ResponseWriter, status int, body []byte) {
-	if !withoutBody(status) {
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	}
-	w.WriteHeader(status)
-	_, _ = w.Write(body)
 }

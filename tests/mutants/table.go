@@ -1479,7 +1479,7 @@ var table = []mutant{
 	},
 	{
 		name: "HTTP: the scope is left out", breaks: apart,
-		edits: []edit{{httpFolder + "/middleware.go", "Scope: m.Scope(r), ID: key", "Scope: m.Scope(r)[:0] + m.Header, ID: key"}},
+		edits: []edit{{httpFolder + "/middleware.go", "Scope: scope, ID: key", "Scope: m.Header, ID: key"}},
 		test:  "TestScopes", pkg: httpFolder,
 	},
 	{
@@ -1514,7 +1514,7 @@ var table = []mutant{
 	},
 	{
 		name: "HTTP: bodies that wait are not bounded", breaks: bounded,
-		edits: []edit{{httpFolder + "/body.go", "> b.most {", "> b.most && reserved < 0 {"}},
+		edits: []edit{{httpFolder + "/body.go", "> s.of.most {", "> s.of.most && size < 0 {"}},
 		test:  "TestMaxBodies", pkg: httpFolder,
 	},
 	{
