@@ -80,17 +80,16 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, server.Stop(context.WithoutCancel(ctx))) }()
-	r := &runner{root: root, environ: server.Environ()}
+	r := &runner{root: root, server: server, environ: server.Environ()}
 	if slices.ContainsFunc(chosen, func(m mutant) bool { return m.pkg == mongoFolder }) {
-		mongo, err := storeserver.MongoDB(ctx)
-		if err != nil {
-			return err
+		mongo, startErr := storeserver.MongoDB(ctx)
+		if startErr != nil {
+			return startErr
 		}
 		defer func() { err = errors.Join(err, mongo.Stop(context.WithoutCancel(ctx))) }()
 		fmt.Println("MongoDB is", mongo.From)
 		r.environ = append(r.environ, mongo.Environ()...)
 	}
-	r.server = server
 	defer func() { err = errors.Join(err, os.RemoveAll(r.scratch)) }()
 	if r.scratch, err = os.MkdirTemp("", "samecommit-mutants-"); err != nil {
 		return err
