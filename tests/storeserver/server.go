@@ -47,6 +47,11 @@ func (s *Server) Stop(ctx context.Context) error {
 // ErrNone is in the error where no way gave a server, and none was asked for by name.
 var ErrNone = errors.New("storeserver: no server was found or could be started")
 
+var (
+	errNoURL = errors.New("is not set")
+	errNoWay = errors.New("it names no way to get a server")
+)
+
 func urlVariable(name string) string { return "SAMECOMMIT_" + name + "_URL" }
 
 // way is a way to get a server.
@@ -61,7 +66,7 @@ func first(ctx context.Context, name string, ways ...way) (*Server, error) {
 	choice, url := os.Getenv("SAMECOMMIT_"+name), os.Getenv(urlVariable(name))
 	ways = slices.Insert(ways, 0, way{"url", func(context.Context) (*Server, error) {
 		if url == "" {
-			return nil, fmt.Errorf("%s is not set", urlVariable(name))
+			return nil, fmt.Errorf("%s: %w", urlVariable(name), errNoURL)
 		}
 		return &Server{URL: url, From: "the server of " + urlVariable(name)}, nil
 	}})
@@ -86,7 +91,7 @@ func first(ctx context.Context, name string, ways ...way) (*Server, error) {
 	case choice == "":
 		return nil, fmt.Errorf("%w: %w", ErrNone, errors.Join(failures...))
 	case len(failures) == 0:
-		return nil, fmt.Errorf("storeserver: SAMECOMMIT_%s is %q, which names no way to get a server: set it to one of %s, or unset it", name, choice, strings.Join(names, ", "))
+		return nil, fmt.Errorf("storeserver: SAMECOMMIT_%s is %q: %w: set it to one of %s, or unset it", name, choice, errNoWay, strings.Join(names, ", "))
 	}
 	return nil, fmt.Errorf("storeserver: SAMECOMMIT_%s=%s allows nothing else: %w", name, choice, failures[0])
 }
