@@ -39,8 +39,9 @@ func TestTopup(t *testing.T) {
 	})
 }
 
-// storeEnviron lets a program take the server that make test has found or started. It
-// skips the test where there is none, and the program cannot start one at once.
+// storeEnviron lets a program take the server that make test has found or started. Where
+// there is none the program starts one, if it was told how or can at once; else the test is
+// skipped.
 func storeEnviron(t *testing.T, store string) []string {
 	t.Helper()
 	variable := map[string]string{"redis": "SAMECOMMIT_REDIS", "mongodb": "SAMECOMMIT_MONGODB"}[store]
@@ -48,7 +49,7 @@ func storeEnviron(t *testing.T, store string) []string {
 		// Else a choice that make test was told of would start another one.
 		return []string{variable + "=url"}
 	}
-	if store == "redis" && (os.Getenv(variable) != "" || onPath("redis-server") || onPath("valkey-server")) {
+	if os.Getenv(variable) != "" || store == "redis" && (onPath("redis-server") || onPath("valkey-server")) {
 		return nil
 	}
 	t.Skip(variable + "_URL is not set: run this as make test does, under go run ./tests/withservers")

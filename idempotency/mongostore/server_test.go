@@ -22,14 +22,22 @@ import (
 	"github.com/samecommit/samecommit/idempotency/mongostore"
 )
 
-// urlVariable names the server, which make test finds or starts.
-const urlVariable = "SAMECOMMIT_MONGODB_URL"
+const (
+	// urlVariable names the server, which make test finds or starts.
+	urlVariable = "SAMECOMMIT_MONGODB_URL"
+	// requiredVariable, which says how to get one, lets tests fail that have none.
+	requiredVariable = "SAMECOMMIT_MONGODB"
+)
 
 func connect(t *testing.T, change func(*options.ClientOptions)) *mongo.Client {
 	t.Helper()
 	url := os.Getenv(urlVariable)
 	if url == "" {
-		t.Skip(urlVariable + " is not set: run this as make test does, under go run ./tests/withservers")
+		const advice = urlVariable + " is not set: run this as make test does, under go run ./tests/withservers"
+		if os.Getenv(requiredVariable) != "" {
+			t.Fatal(advice)
+		}
+		t.Skip(advice)
 	}
 	opts := options.Client().ApplyURI(url)
 	if change != nil {

@@ -60,21 +60,17 @@ func (s *Store) DeleteExpired(ctx context.Context, limit int) (int, error) {
 		limit = idempotency.DefaultDeleteLimit
 	}
 	deletes, err := s.expired(ctx, limit)
-	if err != nil || len(deletes) == 0 {
-		return 0, explainSweep(err)
+	deleted := 0
+	if err == nil && len(deletes) > 0 {
+		var result *mongo.BulkWriteResult
+		if result, err = s.collection.BulkWrite(ctx, deletes, options.BulkWrite().SetOrdered(false)); err == nil {
+			deleted = int(result.DeletedCount)
+		}
 	}
-	result, err := s.collection.BulkWrite(ctx, deletes, options.BulkWrite().SetOrdered(false))
 	if err != nil {
-		return 0, explainSweep(err)
+		return 0, explainServer("delete expired", err)
 	}
-	return int(result.DeletedCount), nil
-}
-
-func explainSweep(err error) error {
-	if err == nil {
-		return nil
-	}
-	return explainServer("delete expired", err)
+	return deleted, nil
 }
 
 // expired returns the deletes of expired records as they are now.
