@@ -347,14 +347,21 @@ func TestClientThatGivesUp(t *testing.T) {
 			eachProtocol(t, func(o options) {
 				t := o.t
 				o.config.StopWithClient = stop
-				started, gone, ended := make(chan struct{}, 2), make(chan struct{}), make(chan error, 2)
+				started, ended := make(chan struct{}, 2), make(chan error, 2)
+				requests := make(chan context.Context, 2)
+				o.outside = func(next http.Handler) http.Handler {
+					return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						requests <- r.Context()
+						next.ServeHTTP(w, r)
+					})
+				}
 				a := newAPI(t, o, func(w http.ResponseWriter, r *http.Request) {
+					request := <-requests
 					started <- struct{}{}
 					if r.Header.Get("First") != "" {
-						<-gone
-						if stop {
-							<-r.Context().Done()
-						}
+						<-request.Done()
+						// It returns when those that stem from it have ended too.
+						_ = context.Cause(request)
 					}
 					ended <- r.Context().Err()
 					if r.Context().Err() != nil {
@@ -374,7 +381,6 @@ func TestClientThatGivesUp(t *testing.T) {
 				if err := <-given; !errors.Is(err, context.Canceled) {
 					t.Errorf("the first try: %v", err)
 				}
-				close(gone)
 				if err := <-ended; (err != nil) != stop {
 					t.Errorf("the handler's context: %v, want it to end: %t", err, stop)
 				}
