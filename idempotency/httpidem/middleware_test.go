@@ -361,7 +361,7 @@ func TestClientThatGivesUp(t *testing.T) {
 					if r.Header.Get("First") != "" {
 						<-request.Done()
 						// It returns when those that stem from it have ended too.
-						_ = context.Cause(request)
+						_ = context.Cause(request) //nolint:contextcheck // That of the server.
 					}
 					ended <- r.Context().Err()
 					if r.Context().Err() != nil {
