@@ -80,6 +80,7 @@ func run(ctx context.Context) (err error) {
 		measure func(ctx context.Context, s *server, opts *options) error
 	}{
 		{"stores", measureStores},
+		{"http", measureHTTP},
 		{"growth", measureGrowth},
 		{"sweep", measureSweepOfBacklogs},
 		{"sweep beside a load", measureSweepBesideLoad},
@@ -124,7 +125,7 @@ func measureGroups(ctx context.Context, s *server, opts *options, rtt time.Durat
 }
 
 func parseFlags() (opts *options, instructions bool, err error) {
-	selected := flag.String("run", "", "only what this `regexp` matches: a group (fresh, replay, batch), group/peer, stores, growth, sweep, \"sweep beside a load\"; a group's first peer always runs")
+	selected := flag.String("run", "", "only what this `regexp` matches: a group (fresh, replay, batch), group/peer, stores, http, growth, sweep, \"sweep beside a load\"; a group's first peer always runs")
 	workers := flag.String("workers", "", "how many calls run at once, each on a connection of its own (default 1,8,32; with -short 8)")
 	rtts := flag.String("rtt", "0s,1ms", "round trips that a proxy adds to the loopback's own; 0s is without the proxy")
 	opts = &options{}

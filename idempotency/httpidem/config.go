@@ -98,8 +98,10 @@ func newSettings(config *Config) (*settings, error) {
 	s.MaxBodies = cmp.Or(s.MaxBodies, DefaultMaxBodies)
 	s.MaxBuffer = cmp.Or(s.MaxBuffer, DefaultMaxBuffer)
 	s.Timeout = cmp.Or(s.Timeout, DefaultTimeout)
-	if s.Outcome == nil {
+	if custom := s.Outcome; custom == nil {
 		s.Outcome = DefaultOutcome
+	} else { // it may change what it is given
+		s.Outcome = func(status int, header http.Header) Outcome { return custom(status, header.Clone()) }
 	}
 	if s.Fingerprint == nil {
 		s.Fingerprint = DefaultFingerprint

@@ -36,21 +36,22 @@ var errMessage = errors.New("httpidem: the recorded answer is not a response mes
 
 // encode returns the response to record.
 func (m *message) encode() *idempotency.Response {
-	var text bytes.Buffer
-	fmt.Fprintf(&text, "HTTP/1.1 %d %s\r\n", m.status, http.StatusText(m.status))
+	text := make([]byte, 0, usualHead+len(m.body))
+	text = fmt.Appendf(text, "HTTP/1.1 %d %s\r\n", m.status, http.StatusText(m.status))
 	for _, name := range slices.Sorted(maps.Keys(m.header)) {
 		for _, value := range m.header[name] {
-			fmt.Fprintf(&text, "%s: %s\r\n", name, value)
+			text = append(append(append(append(text, name...), ": "...), value...), "\r\n"...)
 		}
 	}
 	if m.noBody {
-		text.WriteString("\r\n")
-		return &idempotency.Response{Type: TypeNoBody, Body: text.Bytes()}
+		return &idempotency.Response{Type: TypeNoBody, Body: append(text, "\r\n"...)}
 	}
-	fmt.Fprintf(&text, "Content-Length: %d\r\n\r\n", len(m.body))
-	text.Write(m.body)
-	return &idempotency.Response{Type: TypeMessage, Body: text.Bytes()}
+	text = fmt.Appendf(text, "Content-Length: %d\r\n\r\n", len(m.body))
+	return &idempotency.Response{Type: TypeMessage, Body: append(text, m.body...)}
 }
+
+// usualHead is how many bytes a message has before its body, if it has few headers.
+const usualHead = 256
 
 // decode reads a recorded response.
 func decode(response *idempotency.Response) (*message, error) {
@@ -61,15 +62,17 @@ func decode(response *idempotency.Response) (*message, error) {
 	if !ok {
 		return nil, errMessage
 	}
-	lines := strings.Split(string(head), "\r\n")
+	first, lines, more := strings.Cut(string(head), "\r\n")
 	m := &message{header: make(http.Header), noBody: response.Type == TypeNoBody}
-	code, _, _ := strings.Cut(strings.TrimPrefix(lines[0], "HTTP/1.1 "), " ")
+	code, _, _ := strings.Cut(strings.TrimPrefix(first, "HTTP/1.1 "), " ")
 	status, err := strconv.Atoi(code)
-	if err != nil || status < 200 || status > 999 || !strings.HasPrefix(lines[0], "HTTP/1.1 ") {
+	if err != nil || status < 200 || status > 999 || !strings.HasPrefix(first, "HTTP/1.1 ") {
 		return nil, errMessage
 	}
 	m.status = status
-	for _, line := range lines[1:] {
+	for more {
+		var line string
+		line, lines, more = strings.Cut(lines, "\r\n")
 		name, value, ok := strings.Cut(line, ": ")
 		if !ok || name == "" || strings.ContainsAny(line, "\r\n") {
 			return nil, errMessage
@@ -133,7 +136,9 @@ func keptHeader(header, outside http.Header, names []string) http.Header {
 // cleaned returns the header with canonical names, as a client reads them, and each value in
 // one line, as net/http writes it in HTTP/1.1 alone: a line end would be another header.
 func cleaned(header http.Header) http.Header {
-	lines := strings.NewReplacer("\r", " ", "\n", " ")
+	if isClean(header) {
+		return header
+	}
 	clean := make(http.Header, len(header))
 	for _, name := range slices.Sorted(maps.Keys(header)) {
 		canonical := http.CanonicalHeaderKey(name)
@@ -141,8 +146,27 @@ func cleaned(header http.Header) http.Header {
 			clean[canonical] = nil
 		}
 		for _, value := range header[name] {
-			clean[canonical] = append(clean[canonical], strings.TrimSpace(lines.Replace(value)))
+			clean[canonical] = append(clean[canonical], oneLine(value))
 		}
 	}
 	return clean
 }
+
+// isClean reports whether there is nothing to clean, as in nearly every header.
+func isClean(header http.Header) bool {
+	for name, values := range header {
+		if http.CanonicalHeaderKey(name) != name {
+			return false
+		}
+		for _, value := range values {
+			if oneLine(value) != value {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+var lineEnds = strings.NewReplacer("\r", " ", "\n", " ")
+
+func oneLine(value string) string { return strings.TrimSpace(lineEnds.Replace(value)) }

@@ -102,7 +102,7 @@ func (m *middleware[TTx]) serve(w http.ResponseWriter, r *http.Request, handler 
 	}
 	defer release()
 	if params != nil {
-		if params.Fingerprint, err = m.Fingerprint(withBody(r.Context(), r, body), body); err != nil {
+		if params.Fingerprint, err = m.Fingerprint(withBody(r.WithContext(r.Context()), body), body); err != nil {
 			m.problem(w, r, newProblem(KindInternal, err))
 			return
 		}
@@ -225,7 +225,7 @@ func (c *call[TTx]) run(ctx context.Context, tx TTx) (Outcome, error) {
 	c.last = nil
 	chosen := &atomic.Uint32{}
 	ctx = context.WithValue(context.WithValue(ctx, outcomeKey{}, chosen), txKey[TTx]{}, heldTx[TTx]{tx})
-	request := withBody(ctx, c.request, c.body)
+	request := withBody(c.request.Clone(ctx), c.body)
 	defer func() {
 		if request.MultipartForm != nil {
 			_ = request.MultipartForm.RemoveAll() // its files; the server knows of its own request's alone
@@ -245,16 +245,15 @@ func (c *call[TTx]) run(ctx context.Context, tx TTx) (Outcome, error) {
 	if outcome := Outcome(chosen.Load()); outcome != 0 {
 		return outcome, nil
 	}
-	outcome := c.Outcome(answer.status, answer.header.Clone())
+	outcome := c.Outcome(answer.status, answer.header)
 	if outcome < Commit || outcome > Release {
 		return 0, errOutcome
 	}
 	return outcome, nil
 }
 
-// withBody returns a copy of the request with the body from its start.
-func withBody(ctx context.Context, r *http.Request, body []byte) *http.Request {
-	r = r.Clone(ctx)
+// withBody gives a copy of the request the body from its start.
+func withBody(r *http.Request, body []byte) *http.Request {
 	r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
 	// Empty: what was parsed of a body that was not there.
 	r.PostForm = nil

@@ -3,7 +3,6 @@ package httpidem
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"strconv"
 	"sync"
@@ -40,9 +39,11 @@ var (
 )
 
 func newWriter(outside http.ResponseWriter, r *http.Request, limit int) *writer {
-	w := &writer{outside: outside, head: r.Method == http.MethodHead, limit: limit, header: make(http.Header), declared: -1}
-	maps.Copy(w.header, outside.Header().Clone())
-	return w
+	header := outside.Header().Clone()
+	if header == nil {
+		header = make(http.Header)
+	}
+	return &writer{outside: outside, head: r.Method == http.MethodHead, limit: limit, header: header, declared: -1}
 }
 
 // Header returns the header of the answer, which begins as that of the middlewares outside.

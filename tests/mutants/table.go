@@ -1489,7 +1489,7 @@ var table = []mutant{
 	},
 	{
 		name: "HTTP: a rerun gets a consumed body", breaks: once,
-		edits: []edit{{httpFolder + "/middleware.go", "	request := withBody(ctx, c.request, c.body)\n", "	request := withBody(ctx, c.request, c.body)\n	c.body = nil\n"}},
+		edits: []edit{{httpFolder + "/middleware.go", "	request := withBody(c.request.Clone(ctx), c.body)\n", "	request := withBody(c.request.Clone(ctx), c.body)\n	c.body = nil\n"}},
 		test:  "TestHandlersThatDeadlock", pkg: httpFolder,
 	},
 	{
