@@ -7,8 +7,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/samecommit/samecommit/idempotency"
 )
 
 // ledger.charge_ref is deliberately not unique: a unique index would catch a
@@ -64,6 +62,9 @@ type account struct {
 	Balance int64  `json:"balance"` // in cents
 }
 
+// badChargeError says why a body is no charge.
+type badChargeError struct{ error }
+
 // Charge is the answer to a charge.
 type Charge struct {
 	ID       int64  `json:"id"`
@@ -73,9 +74,6 @@ type Charge struct {
 	Amount   int64  `json:"amount"`
 	Currency string `json:"currency"`
 }
-
-// ResultType is Charge's name in the records, which survives renaming the type.
-func (Charge) ResultType() string { return "charge.v1" }
 
 // InsufficientFundsError is a definitive answer: it is recorded under the key,
 // and the same charge is refused even after money has come in.
@@ -130,7 +128,7 @@ func transfer(ctx context.Context, tx pgx.Tx, request *chargeRequest, work func(
 		}
 	}
 	if balances[request.From] < request.Amount {
-		return Charge{}, idempotency.Final(&InsufficientFundsError{Account: request.From, Amount: request.Amount})
+		return Charge{}, &InsufficientFundsError{Account: request.From, Amount: request.Amount}
 	}
 	work(ctx)
 	if _, err := tx.Exec(ctx, `UPDATE accounts SET balance = balance + CASE id WHEN $1 THEN -$3::bigint ELSE $3::bigint END

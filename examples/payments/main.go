@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -174,24 +175,25 @@ func demo(ctx context.Context, opts *options, stdout, stderr io.Writer) (code in
 		return exitFailed, err
 	}
 
-	logger := slog.New(slog.DiscardHandler)
+	logs := slog.DiscardHandler
 	if opts.verbose || opts.serve {
-		logger = slog.New(slog.NewTextHandler(stderr, nil))
+		logs = slog.NewTextHandler(stderr, nil)
 	}
+	slog.SetDefault(slog.New(logs))
 	work := made.Work
 	if opts.serve {
 		work = func(context.Context) {}
 	}
-	var payments charger
+	var charges http.Handler
 	if opts.naive {
-		payments, err = newNaive(ctx, db.Pool, work)
+		charges, err = newNaive(ctx, db.Pool, work)
 	} else {
-		payments, err = newSafe(db.Pool, work)
+		charges, err = newSafe(db.Pool, work)
 	}
 	if err != nil {
 		return exitFailed, err
 	}
-	api, err := listen(ctx, opts.address, payments, db.Pool, made.Watch, logger)
+	api, err := listen(ctx, opts.address, made.Watch(charges), db.Pool)
 	if err != nil {
 		return exitFailed, err
 	}

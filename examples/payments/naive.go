@@ -6,6 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -41,9 +44,51 @@ func newNaive(ctx context.Context, pool *pgxpool.Pool, work func(context.Context
 	return &naive{pool: pool, work: work}, nil
 }
 
+var (
+	errNoKey    = errors.New("there is no key")
+	errRunning  = errors.New("another request with this key has not finished")
+	errOtherUse = errors.New("the key was used with another body")
+)
+
+func (n *naive) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		write(w, http.StatusBadRequest, newProblem(http.StatusBadRequest, "body", "The body could not be read", err.Error()))
+		return
+	}
+	request, err := readCharge(bytes.NewReader(body))
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	charge, replayed, err := n.charge(r.Context(), r.Header.Get("Idempotency-Key"), idempotency.FingerprintOf(body), request)
+	if replayed && err == nil {
+		w.Header().Set("Idempotent-Replayed", "true")
+	}
+	var p *problem
+	switch {
+	case err == nil:
+		write(w, http.StatusCreated, charge)
+		return
+	case refuse(w, err):
+		return
+	case errors.Is(err, errNoKey):
+		p = newProblem(http.StatusBadRequest, "key-missing", "There is no key", "send a header Idempotency-Key, new for every charge")
+	case errors.Is(err, errRunning):
+		w.Header().Set("Retry-After", "1")
+		p = newProblem(http.StatusConflict, "in-progress", "This charge is running", "send it again later")
+	case errors.Is(err, errOtherUse):
+		p = newProblem(http.StatusUnprocessableEntity, "key-reused", "The key belongs to another request", "use a new key for a new charge")
+	default:
+		slog.WarnContext(r.Context(), "charge failed", "error", err)
+		p = newProblem(http.StatusServiceUnavailable, "unavailable", "The charge was not confirmed", "send it again with the same key")
+	}
+	write(w, p.Status, p)
+}
+
 func (n *naive) charge(ctx context.Context, key string, fingerprint idempotency.Fingerprint, request *chargeRequest) (charge Charge, replayed bool, err error) {
 	if key == "" {
-		return charge, false, &idempotency.ParamError{Field: "Key.ID", Reason: "is empty"}
+		return charge, false, errNoKey
 	}
 	// Commit 1: the claim.
 	tag, err := n.pool.Exec(ctx, `INSERT INTO naive_keys AS k (id, fingerprint, claimed_at) VALUES ($1, $2, clock_timestamp())
@@ -88,13 +133,13 @@ func (n *naive) replay(ctx context.Context, key string, fingerprint idempotency.
 	err = n.pool.QueryRow(ctx, "SELECT fingerprint, answer FROM naive_keys WHERE id = $1", key).Scan(&recorded, &answer)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows): // freed since
-		return charge, idempotency.ErrInProgress
+		return charge, errRunning
 	case err != nil:
 		return charge, err
 	case !bytes.Equal(recorded, fingerprint.Bytes()):
-		return charge, idempotency.ErrFingerprintMismatch
+		return charge, errOtherUse
 	case answer == nil:
-		return charge, idempotency.ErrInProgress
+		return charge, errRunning
 	}
 	return charge, json.Unmarshal(answer, &charge)
 }

@@ -123,7 +123,9 @@ func (m *middleware[TTx]) params(r *http.Request) (*idempotency.Params, *Problem
 	case !ok:
 		return nil, newProblem(KindKeyInvalid, nil)
 	case key == "" && !m.Optional && (r.Method == http.MethodPost || r.Method == http.MethodPatch):
-		return nil, newProblem(KindKeyMissing, nil)
+		p := newProblem(KindKeyMissing, nil)
+		p.Detail = "Send a key of your own in the header " + m.Header + ", the same one with every try of this request."
+		return nil, p
 	case key == "":
 		return nil, nil
 	}

@@ -46,7 +46,7 @@ type Problem struct {
 
 // problems are by their kind, without what a request adds.
 var problems = map[string]Problem{
-	KindKeyMissing:     {Status: http.StatusBadRequest, Title: "Idempotency key is missing", Detail: "Send a key of your own in the header, the same one with every try of this request."},
+	KindKeyMissing:     {Status: http.StatusBadRequest, Title: "Idempotency key is missing"},
 	KindKeyInvalid:     {Status: http.StatusBadRequest, Title: "Idempotency key is malformed", Detail: "Send one header with 1 to 255 visible ASCII characters, in double quotes or bare, without quotes, commas, semicolons and backslashes inside."},
 	KindBodyUnreadable: {Status: http.StatusBadRequest, Title: "Request body could not be read", Detail: "It ended early. Send the request again with the same key."},
 	KindBodyTimeout:    {Status: http.StatusRequestTimeout, Title: "Request body did not come in time", Detail: "Send the request again with the same key."},
