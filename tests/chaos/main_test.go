@@ -9,6 +9,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	beClient() // does not return in a client process
+	// It does not return in a client process.
+	be(clientVariable, runClient)
 	pgtest.Main(m)
 }
