@@ -33,8 +33,9 @@ const (
 	// httpWorkers is how many orders a client asks for at a time. Those of all clients ask
 	// for the same ones at about the same time.
 	httpWorkers = 6
-	// httpTimeout ends a run in which an order is never settled.
-	httpTimeout = 10 * time.Minute
+	// httpTimeout ends a run in which an order is never settled. It is far longer than a
+	// run takes on a busy machine.
+	httpTimeout = 20 * time.Minute
 	// cutPercent is of messages.
 	cutPercent = 4
 )
