@@ -102,14 +102,14 @@ func (c *client) hook(name string) {
 	_, _ = fmt.Scanln()
 }
 
-// beClient makes this process a client process, if it was started as one.
-func beClient() {
-	text := os.Getenv(clientVariable)
+// be makes this process what the variable asks for, if it was started as that.
+func be(variable string, run func(text string) error) {
+	text := os.Getenv(variable)
 	if text == "" {
 		return
 	}
-	if err := runClient(text); err != nil {
-		fmt.Fprintln(os.Stderr, "client process:", err)
+	if err := run(text); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", variable, err)
 		os.Exit(1)
 	}
 	os.Exit(0)

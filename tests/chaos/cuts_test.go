@@ -195,11 +195,11 @@ func variants() []*variant {
 	return all
 }
 
-// spread picks count jobs, evenly.
-func spread(jobs []*job, count int) []*job {
-	picked := make([]*job, count)
+// spread picks count of all, evenly.
+func spread[T any](all []T, count int) []T {
+	picked := make([]T, count)
 	for i := range picked {
-		picked[i] = jobs[i*len(jobs)/count]
+		picked[i] = all[i*len(all)/count]
 	}
 	return picked
 }

@@ -114,13 +114,13 @@ func (i *injector) cut(ctx context.Context, p *process, random *rand.Rand) {
 	}
 }
 
-// kill kills what the load needs of the server, at random moments of it.
-func (i *injector) kill(ctx context.Context, random *rand.Rand, config *pgx.ConnConfig) {
-	const rounds = 20 // of each: one kill of the server, one of a backend, some terminated
+// kill kills what the load needs of the server, at random moments of it. Each round
+// has one kill of the server, one of a backend, and some terminated.
+func (i *injector) kill(ctx context.Context, random *rand.Rand, config *pgx.ConnConfig, rounds int64) {
 	step := i.load.target / (rounds + 1)
-	for round := int64(1); round <= rounds; round++ {
+	for round := range rounds {
 		for n := range int64(8) {
-			at := step*(round-1) + step*n/8 + random.Int64N(max(step/8, 1))
+			at := step*round + step*n/8 + random.Int64N(max(step/8, 1))
 			if !poll(ctx, 2*time.Millisecond, func() bool { return i.load.calls.Load() >= at }) || ctx.Err() != nil {
 				return
 			}

@@ -26,6 +26,7 @@ const (
 	// enforcedFrom is how many calls must reach every cell of the report.
 	enforcedFrom    = 50_000
 	processes       = 4
+	killRounds      = 20
 	workersPerEach  = 6
 	checkTimeout    = 2 * time.Minute
 	settleWait      = 10 * time.Second
@@ -81,7 +82,9 @@ func (l *load) run(parent context.Context, i *injector) (audits int) {
 	for _, p := range l.processes {
 		breaking.Go(func() { i.cut(ctx, p, rand.New(rand.NewPCG(l.seed, uint64(1000+p.id)))) })
 	}
-	breaking.Go(func() { i.kill(ctx, rand.New(rand.NewPCG(l.seed, 2000)), l.server.config.ConnConfig.Copy()) })
+	breaking.Go(func() {
+		i.kill(ctx, rand.New(rand.NewPCG(l.seed, 2000)), l.server.config.ConnConfig.Copy(), killRounds)
+	})
 	sweeping.Go(func() { audits = l.keepAuditing(ctx, l.server.config.ConnConfig.Copy()) })
 	sweeping.Go(func() {
 		for ctx.Err() == nil {

@@ -9,6 +9,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	beClient() // does not return in a client process
+	// These do not return in a process that is one.
+	be(clientVariable, runClient)
+	be(httpServerVariable, runHTTPServer)
+	be(httpClientVariable, runHTTPClient)
 	pgtest.Main(m)
 }

@@ -69,12 +69,17 @@ func newClients(t *testing.T) *clients {
 // start starts a client process.
 func (c *clients) start(ctx context.Context, s *script, input *os.File) (cmd *exec.Cmd, output io.Reader, err error) {
 	s.URL = c.pool.Config().ConnString()
-	text, err := json.Marshal(s)
+	return startProcess(ctx, clientVariable, s, input)
+}
+
+// startProcess starts this test binary as what the variable makes of it.
+func startProcess(ctx context.Context, variable string, script any, input *os.File) (cmd *exec.Cmd, output io.Reader, err error) {
+	text, err := json.Marshal(script)
 	if err != nil {
 		return nil, nil, err
 	}
 	cmd = exec.CommandContext(ctx, os.Args[0])
-	cmd.Env = append(os.Environ(), clientVariable+"="+string(text))
+	cmd.Env = append(os.Environ(), variable+"="+string(text))
 	cmd.Stderr = os.Stderr
 	if input != nil {
 		cmd.Stdin = input
@@ -83,6 +88,12 @@ func (c *clients) start(ctx context.Context, s *script, input *os.File) (cmd *ex
 		return nil, nil, err
 	}
 	return cmd, output, cmd.Start()
+}
+
+// wasKilled reports whether SIGKILL has ended the process.
+func wasKilled(cmd *exec.Cmd) bool {
+	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return status.Signaled() && status.Signal() == syscall.SIGKILL
 }
 
 // gone waits until the server has noticed that the client process is gone.
@@ -131,8 +142,7 @@ func (c *clients) kill(ctx context.Context, s *script) (kind, error) {
 	if err != nil {
 		return "", err
 	}
-	_ = cmd.Wait()
-	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGKILL {
+	if _ = cmd.Wait(); !wasKilled(cmd) {
 		return "", fmt.Errorf("the client was not killed at its hook: %v; it printed %s", cmd.ProcessState, printed)
 	}
 	// Callers were told of so many calls.
