@@ -434,7 +434,7 @@ func TestOutcomeThatIsNone(t *testing.T) {
 func TestTimeoutOfAWait(t *testing.T) {
 	t.Parallel()
 	started, goOn := make(chan struct{}), make(chan struct{})
-	client := newClient(t, nil)
+	client := options{}.newClient(t)
 	config := httpidem.Config{Scope: func(*http.Request) string { return "scope" }}
 	slow, err := httpidem.New(client, &config)
 	if err != nil {
@@ -483,7 +483,7 @@ func TestTimeout(t *testing.T) {
 
 func TestNewRefusesConfigsThatCannotWork(t *testing.T) {
 	t.Parallel()
-	client := newClient(t, nil)
+	client := options{}.newClient(t)
 	scope := func(*http.Request) string { return "scope" }
 	for name, config := range map[string]*httpidem.Config{
 		"nil": nil, "no scope": {},
