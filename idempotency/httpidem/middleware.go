@@ -102,7 +102,7 @@ func (m *middleware[TTx]) serve(w http.ResponseWriter, r *http.Request, handler 
 	}
 	defer release()
 	if params != nil {
-		if params.Fingerprint, err = m.Fingerprint(withBody(r.Context(), r, body), body); err != nil {
+		if params.Fingerprint, err = m.fingerprint(r, body); err != nil {
 			m.problem(w, r, newProblem(KindInternal, err))
 			return
 		}
@@ -143,6 +143,20 @@ func (m *middleware[TTx]) readBody(w http.ResponseWriter, r *http.Request) (body
 		return nil, func() {}, nil
 	}
 	return m.bodies.read(w, r, m.MaxBody)
+}
+
+func (m *middleware[TTx]) fingerprint(r *http.Request, body []byte) (idempotency.Fingerprint, error) {
+	request := withBody(r.Context(), r, body)
+	defer removeFiles(request)
+	return m.Fingerprint(request, body)
+}
+
+// removeFiles removes those of a form that was parsed of a copy of the request. The server
+// knows of its own request's alone.
+func removeFiles(r *http.Request) {
+	if r.MultipartForm != nil {
+		_ = r.MultipartForm.RemoveAll()
+	}
 }
 
 // problem answers in the handler's place.
@@ -226,11 +240,7 @@ func (c *call[TTx]) run(ctx context.Context, tx TTx) (Outcome, error) {
 	chosen := &atomic.Uint32{}
 	ctx = context.WithValue(context.WithValue(ctx, outcomeKey{}, chosen), txKey[TTx]{}, heldTx[TTx]{tx})
 	request := withBody(ctx, c.request, c.body)
-	defer func() {
-		if request.MultipartForm != nil {
-			_ = request.MultipartForm.RemoveAll() // its files; the server knows of its own request's alone
-		}
-	}()
+	defer removeFiles(request)
 	w := newWriter(c.outside, request, c.MaxBuffer)
 	// Also where it panics, which goes on: goroutines that it leaves behind write nothing.
 	defer func() { _, _ = w.close() }()
