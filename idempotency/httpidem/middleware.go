@@ -102,7 +102,7 @@ func (m *middleware[TTx]) serve(w http.ResponseWriter, r *http.Request, handler 
 	}
 	defer release()
 	if params != nil {
-		if params.Fingerprint, err = m.fingerprint(r, body); err != nil {
+		if params.Fingerprint, err = m.fingerprint(r.Context(), r, body); err != nil {
 			m.problem(w, r, newProblem(KindInternal, err))
 			return
 		}
@@ -145,8 +145,8 @@ func (m *middleware[TTx]) readBody(w http.ResponseWriter, r *http.Request) (body
 	return m.bodies.read(w, r, m.MaxBody)
 }
 
-func (m *middleware[TTx]) fingerprint(r *http.Request, body []byte) (idempotency.Fingerprint, error) {
-	request := withBody(r.Context(), r, body)
+func (m *middleware[TTx]) fingerprint(ctx context.Context, r *http.Request, body []byte) (idempotency.Fingerprint, error) {
+	request := withBody(ctx, r, body)
 	defer removeFiles(request)
 	return m.Fingerprint(request, body)
 }
