@@ -40,7 +40,7 @@ chaos: ## cut, kill, fail over, interleave and simulate; prints what was injecte
 	.ci/tables -timeout 1h -parallel 8 $(MODULE)/tests/interleavings
 	.ci/tables -timeout 1h $(MODULE)/tests/storemodel $(MODULE)/tests/property -rapid.checks=5000
 	.ci/tables -timeout 1h $(MODULE)/tests -run '^TestStoreModel$$' -rapid.checks=500
-	@for package in idempotency idempotency/httpidem; do \
+	@for package in idempotency idempotency/httpidem tests/property; do \
 		targets=$$(go test -list '^Fuzz' $(MODULE)/$$package | grep '^Fuzz') || { echo "no fuzz target in $$package" >&2; exit 1; }; \
 		for target in $$targets; do \
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZCOUNT)x -fuzzminimizetime 1000x $(MODULE)/$$package || exit 1; \

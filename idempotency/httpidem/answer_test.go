@@ -164,6 +164,9 @@ func TestWriterOfAHandler(t *testing.T) {
 		if n, err := kept.Write([]byte("late")); n > 0 || err == nil {
 			t.Errorf("after the handler's return %d bytes were written: %v", n, err)
 		}
+		if err := http.NewResponseController(kept).SetWriteDeadline(time.Now()); err == nil {
+			t.Error("after the handler's return a deadline was set")
+		}
 		if got := a.post("k", ""); got.text != "four" || !got.replayed() {
 			t.Errorf("the replay is %q", got.text)
 		}

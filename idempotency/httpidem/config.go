@@ -103,8 +103,14 @@ func newSettings(config *Config) (*settings, error) {
 	} else { // it may change what it is given
 		s.Outcome = func(status int, header http.Header) Outcome { return custom(status, header.Clone()) }
 	}
-	if s.Fingerprint == nil {
+	if custom := s.Fingerprint; custom == nil {
 		s.Fingerprint = DefaultFingerprint
+	} else {
+		s.Fingerprint = func(r *http.Request, body []byte) (idempotency.Fingerprint, error) {
+			request := withBody(r.Clone(r.Context()), body)
+			defer removeFiles(request)
+			return custom(request, body)
+		}
 	}
 	if s.WriteProblem == nil {
 		s.WriteProblem = writeProblem

@@ -102,7 +102,7 @@ func (m *middleware[TTx]) serve(w http.ResponseWriter, r *http.Request, handler 
 	}
 	defer release()
 	if params != nil {
-		if params.Fingerprint, err = m.Fingerprint(withBody(r.WithContext(r.Context()), body), body); err != nil {
+		if params.Fingerprint, err = m.Fingerprint(r, body); err != nil {
 			m.problem(w, r, newProblem(KindInternal, err))
 			return
 		}
@@ -145,6 +145,14 @@ func (m *middleware[TTx]) readBody(w http.ResponseWriter, r *http.Request) (body
 		return nil, func() {}, nil
 	}
 	return m.bodies.read(w, r, m.MaxBody)
+}
+
+// removeFiles removes those of a form that was parsed of a copy of the request. The server
+// knows of its own request's alone.
+func removeFiles(r *http.Request) {
+	if r.MultipartForm != nil {
+		_ = r.MultipartForm.RemoveAll()
+	}
 }
 
 // problem answers in the handler's place.
@@ -228,11 +236,7 @@ func (c *call[TTx]) run(ctx context.Context, tx TTx) (Outcome, error) {
 	chosen := &atomic.Uint32{}
 	ctx = context.WithValue(context.WithValue(ctx, outcomeKey{}, chosen), txKey[TTx]{}, heldTx[TTx]{tx})
 	request := withBody(c.request.Clone(ctx), c.body)
-	defer func() {
-		if request.MultipartForm != nil {
-			_ = request.MultipartForm.RemoveAll() // its files; the server knows of its own request's alone
-		}
-	}()
+	defer removeFiles(request)
 	w := newWriter(c.outside, request, c.MaxBuffer)
 	// Also where it panics, which goes on: goroutines that it leaves behind write nothing.
 	defer func() { _, _ = w.close() }()

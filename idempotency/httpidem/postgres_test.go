@@ -227,6 +227,33 @@ func TestServerIsAway(t *testing.T) {
 	a.want(0, 0)
 }
 
+// A server that takes no writes, as a standby, is one that is away.
+func TestServerIsReadOnly(t *testing.T) {
+	t.Parallel()
+	config := pgtest.Config(t)
+	config.MaxConns = 1
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	a := newPostgresAPI(t, pool, options{}, answerWith(201))
+	if _, err := pool.Exec(t.Context(), "SET default_transaction_read_only = on"); err != nil {
+		t.Fatal(err)
+	}
+	got := a.post("k", "")
+	a.wantProblem(got, http.StatusServiceUnavailable, httpidem.KindUnavailable)
+	if got.Header.Get("Retry-After") == "" {
+		t.Error("it does not say when to try again")
+	}
+	if _, err := pool.Exec(t.Context(), "SET default_transaction_read_only = off"); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.post("k", ""); got.StatusCode != 201 || got.replayed() {
+		t.Errorf("afterwards: %d %s", got.StatusCode, got.text)
+	}
+}
+
 // The row of a key can be read by hand.
 func TestRecordIsAMessage(t *testing.T) {
 	t.Parallel()

@@ -77,6 +77,9 @@ func problemOf(err error) *Problem {
 		// Whatever it is about, it is not about this key.
 		return newProblem(KindInternal, own.err)
 	}
+	if errors.Is(err, idempotency.ErrOutcomeUnknown) { // also where the time was up
+		return newProblem(KindOutcomeUnknown, err)
+	}
 	if errors.Is(err, errTimeout) { // also where it ended the wait for another request
 		return newProblem(KindUnavailable, err)
 	}
@@ -90,7 +93,6 @@ func problemOf(err error) *Problem {
 		kind string
 	}{
 		{idempotency.ErrFingerprintMismatch, KindKeyReused},
-		{idempotency.ErrOutcomeUnknown, KindOutcomeUnknown},
 		{idempotency.ErrUnavailable, KindUnavailable},
 		{idempotency.ErrOverloaded, KindUnavailable},
 		{idempotency.ErrReadOnly, KindUnavailable},

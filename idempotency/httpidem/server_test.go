@@ -38,7 +38,9 @@ type api struct {
 
 // options are what a test changes. Zero values are those of most tests.
 type options struct {
-	t      *testing.T
+	t *testing.T
+	// store is in the place of a memstore of its own.
+	store  idempotency.TxStore[*memstore.Tx]
 	client idempotency.Config
 	config httpidem.Config
 	// http2 serves HTTP/2 without TLS, which clients must know of.
@@ -51,6 +53,9 @@ func (o options) filled() options {
 	if o.config.Scope == nil {
 		o.config.Scope = func(r *http.Request) string { return "tenant " + r.Header.Get("Tenant") }
 	}
+	if o.store == nil {
+		o.store = memstore.New[*memstore.Tx](nil)
+	}
 	return o
 }
 
@@ -59,7 +64,7 @@ func newAPI(t *testing.T, o options, handler http.HandlerFunc) *api {
 	t.Helper()
 	a := &api{T: t}
 	o = o.filled()
-	keys, err := httpidem.New(newClient(t, &o.client), &o.config)
+	keys, err := httpidem.New(o.newClient(t), &o.config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +83,7 @@ func newHandleAPI(t *testing.T, o options, handler httpidem.HandlerFunc[*memstor
 	t.Helper()
 	a := &api{T: t}
 	o = o.filled()
-	served, err := httpidem.Handle(newClient(t, &o.client), &o.config, func(w http.ResponseWriter, r *http.Request, tx *memstore.Tx) error {
+	served, err := httpidem.Handle(o.newClient(t), &o.config, func(w http.ResponseWriter, r *http.Request, tx *memstore.Tx) error {
 		a.runs.Add(1)
 		tx.OnCommit(func() { a.effects.Add(1) })
 		return handler(w, r, tx)
@@ -90,9 +95,9 @@ func newHandleAPI(t *testing.T, o options, handler httpidem.HandlerFunc[*memstor
 	return a
 }
 
-func newClient(t *testing.T, config *idempotency.Config) *idempotency.Client[*memstore.Tx] {
+func (o options) newClient(t *testing.T) *idempotency.Client[*memstore.Tx] {
 	t.Helper()
-	client, err := idempotency.NewClient(memstore.New[*memstore.Tx](nil), config)
+	client, err := idempotency.NewClient(o.filled().store, &o.client)
 	if err != nil {
 		t.Fatal(err)
 	}

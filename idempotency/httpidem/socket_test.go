@@ -79,7 +79,7 @@ func TestBodyThatDoesNotCome(t *testing.T) {
 	t.Parallel()
 	a := &api{T: t}
 	o := options{}.filled()
-	keys, err := httpidem.New(newClient(t, nil), &o.config)
+	keys, err := httpidem.New(options{}.newClient(t), &o.config)
 	if err != nil {
 		t.Fatal(err)
 	}

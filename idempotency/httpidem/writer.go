@@ -104,8 +104,14 @@ func (w *writer) Write(data []byte) (int, error) {
 // WriteString is Write, for io.WriteString.
 func (w *writer) WriteString(text string) (int, error) { return w.Write([]byte(text)) }
 
-// SetWriteDeadline is for http.ResponseController.
+// SetWriteDeadline is for http.ResponseController. After the handler's return the
+// server's own panics, or would set that of another request.
 func (w *writer) SetWriteDeadline(deadline time.Time) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return errReturned
+	}
 	return http.NewResponseController(w.outside).SetWriteDeadline(deadline)
 }
 
