@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync/atomic"
 
 	"github.com/samecommit/samecommit/idempotency"
@@ -133,7 +134,9 @@ func (m *middleware[TTx]) params(r *http.Request) (*idempotency.Params, *Problem
 	if scope == "" {
 		return nil, newProblem(KindInternal, errNoScope)
 	}
-	return &idempotency.Params{Key: idempotency.Key{Scope: scope, ID: key}, TTL: m.TTL, Wait: m.Wait}, nil
+	// Servers such as fasthttp's write the next request over the text of this one, while
+	// others may wait for this key.
+	return &idempotency.Params{Key: idempotency.Key{Scope: strings.Clone(scope), ID: strings.Clone(key)}, TTL: m.TTL, Wait: m.Wait}, nil
 }
 
 // readBody reads the body, if nobody has before.

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/httpidem"
@@ -505,5 +507,28 @@ func TestNewRefusesConfigsThatCannotWork(t *testing.T) {
 	}
 	if _, err := httpidem.Handle(client, &httpidem.Config{Scope: scope}, nil); !errors.Is(err, idempotency.ErrInvalidParams) {
 		t.Errorf("without a handler: %v", err)
+	}
+}
+
+// A server may write the next request over the text of this one, as fasthttp's does.
+func TestTextOfARequestIsNotKept(t *testing.T) {
+	t.Parallel()
+	key, tenant := []byte("key-1"), []byte("tenant-1")
+	keys, err := httpidem.New(newClient(t, nil), &httpidem.Config{Scope: func(r *http.Request) string { return r.Header.Get("Tenant") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	post := func(key, tenant string) *httptest.ResponseRecorder {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/charges", strings.NewReader("body"))
+		r.Header["Idempotency-Key"], r.Header["Tenant"] = []string{key}, []string{tenant}
+		w := httptest.NewRecorder()
+		keys(answerWith(201)).ServeHTTP(w, r)
+		return w
+	}
+	post(unsafe.String(&key[0], len(key)), unsafe.String(&tenant[0], len(tenant)))
+	copy(key, "xxxxx")
+	copy(tenant, "xxxxxxxx")
+	if w := post("key-1", "tenant-1"); w.Header().Get("Idempotent-Replayed") != "true" {
+		t.Errorf("%d %v, want a replay", w.Code, w.Header())
 	}
 }

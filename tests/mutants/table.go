@@ -1479,8 +1479,13 @@ var table = []mutant{
 	},
 	{
 		name: "HTTP: the scope is left out", breaks: apart,
-		edits: []edit{{httpFolder + "/middleware.go", "Scope: scope, ID: key", "Scope: m.Header, ID: key"}},
+		edits: []edit{{httpFolder + "/middleware.go", "strings.Clone(scope), ID", "strings.Clone(m.Header), ID"}},
 		test:  "TestScopes", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: the key is the request's own text", breaks: apart,
+		edits: []edit{{httpFolder + "/middleware.go", "ID: strings.Clone(key)", "ID: key"}},
+		test:  "TestTextOfARequestIsNotKept", pkg: httpFolder,
 	},
 	{
 		name: "HTTP: the fingerprint has no body", breaks: sameRequest,
