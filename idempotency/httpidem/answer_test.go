@@ -83,6 +83,21 @@ func TestHeadersOfAReplay(t *testing.T) {
 	})
 }
 
+// What a run wrote that was undone is nobody's answer.
+func TestAnswerOfAnotherCall(t *testing.T) {
+	t.Parallel()
+	runs := 0
+	a := newAPI(t, options{store: rivalledStore{memstore.New[*memstore.Tx](nil)}}, func(w http.ResponseWriter, _ *http.Request) {
+		runs++
+		w.WriteHeader(http.StatusCreated)
+		_, _ = fmt.Fprint(w, "run ", runs)
+	})
+	got := a.post("a", "body")
+	if got.text != "run 1" || !got.replayed() || runs != 2 {
+		t.Errorf("after %d runs the answer is %v with %v, want that of the first, and the marker", runs, got.text, got.Header)
+	}
+}
+
 func TestContentTypeIsSniffedOnce(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t, options{}, func(w http.ResponseWriter, r *http.Request) {

@@ -169,8 +169,7 @@ func isToken(name string) bool {
 }
 
 // context returns that of a request's work.
-func (s *settings) context(r *http.Request) (context.Context, context.CancelFunc) {
-	ctx := r.Context()
+func (s *settings) context(ctx context.Context) (context.Context, context.CancelFunc) {
 	if !s.StopWithClient {
 		ctx = context.WithoutCancel(ctx)
 	}

@@ -108,7 +108,7 @@ func (m *middleware[TTx]) serve(w http.ResponseWriter, r *http.Request, handler 
 			return
 		}
 	}
-	ctx, cancel := m.context(r)
+	ctx, cancel := m.context(r.Context())
 	defer cancel()
 	call := &call[TTx]{middleware: m, outside: w, request: r, params: params, body: body, handler: handler}
 	call.serve(ctx) //nolint:contextcheck // The client's going away is not to end it.

@@ -514,7 +514,7 @@ func TestNewRefusesConfigsThatCannotWork(t *testing.T) {
 func TestTextOfARequestIsNotKept(t *testing.T) {
 	t.Parallel()
 	key, tenant := []byte("key-1"), []byte("tenant-1")
-	keys, err := httpidem.New(newClient(t, nil), &httpidem.Config{Scope: func(r *http.Request) string { return r.Header.Get("Tenant") }})
+	keys, err := httpidem.New(options{}.newClient(t), &httpidem.Config{Scope: func(r *http.Request) string { return r.Header.Get("Tenant") }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package httpidem_test
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 
@@ -47,4 +48,24 @@ func (s *storeDouble) wantAsked(t *testing.T, want int32) {
 	if asked := s.asked.Load(); asked != want {
 		t.Errorf("the store was asked for %d transactions, want %d", asked, want)
 	}
+}
+
+// rivalledStore is a memstore in which another call answers the key between two runs of the
+// function, the last of which is undone.
+type rivalledStore struct {
+	*memstore.Store[*memstore.Tx]
+}
+
+func (s rivalledStore) Run(ctx context.Context, params *idempotency.BeginParams, fn func(context.Context, *memstore.Tx) (idempotency.Answer, error)) (*idempotency.Outcome, error) {
+	if _, err := s.Store.Run(ctx, params, fn); err != nil {
+		return nil, err
+	}
+	undone := errors.New("undone")
+	if err := s.Transact(ctx, func(ctx context.Context, tx *memstore.Tx) error {
+		_, err := fn(ctx, tx)
+		return errors.Join(undone, err)
+	}); !errors.Is(err, undone) {
+		return nil, err
+	}
+	return s.Store.Run(ctx, params, fn)
 }

@@ -1503,6 +1503,21 @@ var table = []mutant{
 		test:  "TestSuccessThatCannotCommit", pkg: httpFolder,
 	},
 	{
+		name: "HTTP: a run that was undone answers for itself", breaks: honest,
+		edits: []edit{{httpFolder + "/middleware.go", "	case outcome.Executed:\n", "	case outcome.Executed || c.last != nil:\n"}},
+		test:  "TestAnswerOfAnotherCall", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: a lost commit is told as nothing done", breaks: honest,
+		edits: []edit{{httpFolder + "/problem.go", "	if errors.Is(err, idempotency.ErrOutcomeUnknown) { // also", "	if errors.Is(err, idempotency.ErrOutcomeUnknown) && !errors.Is(err, errTimeout) { // also"}},
+		test:  "TestTimeoutOfACommit", pkg: httpFolder,
+	},
+	{
+		name: "HTTP: a form of the fingerprint's leaves files", breaks: bounded,
+		edits: []edit{{httpFolder + "/config.go", "			defer removeFiles(request)\n", ""}},
+		test:  "TestFilesOfAForm", pkg: httpFolder,
+	},
+	{
 		name: "HTTP: a handler that wrote nothing has answered 200", breaks: honest,
 		edits: []edit{{httpFolder + "/writer.go", "		return nil, errNothingWritten\n", "		w.status, w.sent = http.StatusOK, w.Header().Clone()\n"}},
 		test:  "TestHandlersThatFail/wrote nothing", pkg: httpFolder,
