@@ -27,6 +27,8 @@ var (
 	// pool could not open or lend one, or the one that was passed is closed. Nothing was
 	// done. Where the context ended first, the error is also its cause.
 	ErrNoConnection = errors.New("txhelper: no connection to begin a transaction on")
+	// ErrNotPgx means that a Lender has connections that are not pgx's.
+	ErrNotPgx = errors.New("txhelper: connection is not pgx's")
 	// ErrLostBeforeCommit means that the connection broke after the transaction had begun
 	// and before COMMIT was sent. Nothing is committed.
 	ErrLostBeforeCommit = errors.New("txhelper: connection was lost before commit was sent")

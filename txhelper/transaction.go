@@ -12,9 +12,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// DB opens transactions. It is a *pgxpool.Pool or another type with the pool's
-// Acquire, a *pgx.Conn, a *pgxpool.Conn or a pgx.Tx; with a pgx.Tx, a transaction
-// here is a savepoint in it. Any other type is refused.
+// DB opens transactions. It is a *pgxpool.Pool or another Acquirer, a Lender, a
+// *pgx.Conn, a *pgxpool.Conn or a pgx.Tx; with a pgx.Tx, a transaction here is a
+// savepoint in it. Any other type is refused.
 type DB interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
@@ -27,8 +27,8 @@ type Transaction struct {
 	shared  txShared
 	base    pgx.Tx
 	conn    *pgx.Conn
-	// pooled is what conn came from, nil where it is the caller's own.
-	pooled *pgxpool.Conn
+	// borrowed is conn where it came from a pool, zero where it is the caller's own.
+	borrowed Borrowed
 	// nested says that base is a savepoint, which ends through base itself.
 	nested bool
 	// abandoned says that conn is left to a commit that has not ended.
@@ -45,14 +45,12 @@ func Open(ctx context.Context, db DB, options *Options, first func(batch *pgx.Ba
 		return nil, errCustomQuery
 	}
 	switch db := db.(type) {
-	case interface {
-		Acquire(ctx context.Context) (*pgxpool.Conn, error)
-	}:
-		conn, err := db.Acquire(ctx)
-		if err != nil {
-			return nil, noConnection(ctx, err)
+	case Acquirer, Lender:
+		var err error
+		if t.borrowed, _, err = Borrow(ctx, db); err != nil {
+			return nil, err
 		}
-		t.conn, t.pooled = conn.Conn(), conn
+		t.conn = t.borrowed.Conn()
 	case *pgxpool.Conn:
 		t.conn = db.Conn()
 	case *pgx.Conn:
@@ -62,14 +60,14 @@ func Open(ctx context.Context, db DB, options *Options, first func(batch *pgx.Ba
 	default:
 		// Its Begin could open a transaction or a savepoint, and a lost reply
 		// means something else in each.
-		return nil, fmt.Errorf("txhelper: cannot tell what kind of database a %T is: pass a *pgxpool.Pool, a *pgx.Conn, a pgx.Tx, or a type with the pool's Acquire", db)
+		return nil, fmt.Errorf("txhelper: cannot tell what kind of database a %T is: pass a *pgxpool.Pool, a *pgx.Conn, a pgx.Tx, an Acquirer or a Lender", db)
 	}
 	if t.conn.IsClosed() {
-		t.release()
+		t.borrowed.Release()
 		return nil, fmt.Errorf("%w: it is closed: open another", ErrNoConnection)
 	}
 	if t.conn.PgConn().TxStatus() != 'I' {
-		t.release()
+		t.borrowed.Release()
 		return nil, errors.New("txhelper: connection is already in a transaction: pass that transaction instead")
 	}
 	batch := &pgx.Batch{}
@@ -182,7 +180,7 @@ func (t *Transaction) Check() error {
 // with a goroutine until the server replies or TCP gives the connection up: the
 // keepalives of the client's dialer and of the server decide how long that takes
 // at most. A pool can be closed meanwhile. There are as many such connections as
-// commits that were given up.
+// commits that were given up. A Lender lends no other in their place.
 //
 // A connection that breaks is another matter: pgx asks the server to cancel what
 // runs on a connection that it loses, the commit too. And a connection of the
@@ -207,7 +205,7 @@ func (t *Transaction) Commit(ctx context.Context, last func(batch *pgx.Batch)) e
 	// As a batch COMMIT takes the extended protocol. After a lost reply to a
 	// simple-protocol COMMIT, pgx from 5.9 on calls the error safe to retry.
 	batch.Queue("commit").Fn = readCommit
-	if t.pooled == nil {
+	if t.borrowed.Conn() == nil {
 		return t.commitInTime(ctx, batch)
 	}
 	return t.commitOrAbandon(ctx, batch)
@@ -237,7 +235,7 @@ func (t *Transaction) commitInTime(ctx context.Context, batch *pgx.Batch) error 
 // commitOrAbandon sends the last flight without a deadline, in a goroutine that
 // has the connection until then.
 func (t *Transaction) commitOrAbandon(ctx context.Context, batch *pgx.Batch) error {
-	f := &lastFlight{conn: t.conn, batch: batch, replied: make(chan struct{}), died: true}
+	f := &lastFlight{borrowed: t.borrowed, batch: batch, replied: make(chan struct{}), died: true}
 	go f.fly(ctx, t.options.RollbackTimeout)
 	timer := time.NewTimer(t.options.CommitTimeout)
 	defer timer.Stop()
@@ -251,14 +249,14 @@ func (t *Transaction) commitOrAbandon(ctx context.Context, batch *pgx.Batch) err
 		return t.outcome(f.get())
 	}
 	t.abandoned = true
-	t.pooled.Hijack()
+	t.borrowed.abandon()
 	return &AmbiguousCommitError{Err: fmt.Errorf("no reply in %s", t.options.CommitTimeout)}
 }
 
 // lastFlight is the flight that carries COMMIT, in its goroutine.
 type lastFlight struct {
-	conn  *pgx.Conn
-	batch *pgx.Batch
+	borrowed Borrowed
+	batch    *pgx.Batch
 	// decided is set by the reply or by the timer, whichever comes first.
 	decided atomic.Bool
 	// replied is closed where that was the reply. What follows is set then.
@@ -281,9 +279,10 @@ func (f *lastFlight) fly(ctx context.Context, closeTimeout time.Duration) {
 		}
 		ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 		defer cancel()
-		_ = f.conn.Close(ctx) // nobody is left to be told
+		_ = f.borrowed.Conn().Close(ctx) // nobody is left to be told
+		f.borrowed.left()
 	}()
-	f.err = f.conn.SendBatch(ctx, f.batch).Close()
+	f.err = f.borrowed.Conn().SendBatch(ctx, f.batch).Close()
 	f.died = false
 }
 
@@ -341,7 +340,7 @@ func (t *Transaction) Rollback(ctx context.Context) {
 	if t.tx.shared.closed.Swap(true) || t.abandoned {
 		return
 	}
-	defer t.release()
+	defer t.borrowed.Release()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.options.RollbackTimeout)
 	defer cancel()
 	if t.nested {
@@ -355,13 +354,6 @@ func (t *Transaction) Rollback(ctx context.Context) {
 	}
 	if _, err := t.conn.Exec(ctx, "rollback"); err != nil {
 		_ = t.conn.Close(ctx)
-	}
-}
-
-// release gives the connection back to the pool that it came from.
-func (t *Transaction) release() {
-	if t.pooled != nil {
-		t.pooled.Release()
 	}
 }
 

@@ -45,9 +45,9 @@ type seenError struct {
 	tx  *Tx
 }
 
-// note remembers a retryable error, or that the connection has been lost, and
-// returns err.
-func (tx *Tx) note(err error) error {
+// Note remembers a retryable error, or that the connection has been lost, and returns
+// err. The methods of Tx do so; it is for what sends statements on Conn itself.
+func (tx *Tx) Note(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -98,7 +98,7 @@ func (tx *Tx) Begin(ctx context.Context) (pgx.Tx, error) {
 	}
 	base, err := tx.Tx.Begin(ctx)
 	if err != nil {
-		return nil, tx.note(err)
+		return nil, tx.Note(err)
 	}
 	return &Tx{Tx: base, shared: tx.shared, parent: tx}, nil
 }
@@ -110,7 +110,7 @@ func (tx *Tx) Commit(ctx context.Context) error {
 		return pgx.ErrTxClosed
 	}
 	if tx.parent != nil {
-		return tx.note(tx.Tx.Commit(ctx))
+		return tx.Note(tx.Tx.Commit(ctx))
 	}
 	tx.shared.doomed.Store(true)
 	return tx.shared.owned
@@ -127,7 +127,7 @@ func (tx *Tx) Rollback(ctx context.Context) error {
 		if err == nil {
 			tx.shared.forget(tx)
 		}
-		return tx.note(err)
+		return tx.Note(err)
 	}
 	tx.shared.doomed.Store(true)
 	return tx.shared.owned
@@ -139,7 +139,7 @@ func (tx *Tx) Exec(ctx context.Context, sql string, args ...any) (pgconn.Command
 		return pgconn.CommandTag{}, pgx.ErrTxClosed
 	}
 	tag, err := tx.Tx.Exec(ctx, sql, args...)
-	return tag, tx.note(err)
+	return tag, tx.Note(err)
 }
 
 // Query runs a query.
@@ -150,7 +150,7 @@ func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, err
 		return results.Query() //nolint:rowserrcheck // The caller reads the rows.
 	}
 	rows, err := tx.Tx.Query(ctx, sql, args...) //nolint:rowserrcheck // As above.
-	return &notedRows{Rows: rows, tx: tx}, tx.note(err)
+	return &notedRows{Rows: rows, tx: tx}, tx.Note(err)
 }
 
 // QueryRow runs a query for one row.
@@ -175,7 +175,7 @@ func (tx *Tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []stri
 		return 0, pgx.ErrTxClosed
 	}
 	count, err := tx.Tx.CopyFrom(ctx, table, columns, source)
-	return count, tx.note(err)
+	return count, tx.Note(err)
 }
 
 // Prepare prepares a statement.
@@ -184,7 +184,7 @@ func (tx *Tx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementD
 		return nil, pgx.ErrTxClosed
 	}
 	description, err := tx.Tx.Prepare(ctx, name, sql)
-	return description, tx.note(err)
+	return description, tx.Note(err)
 }
 
 // LargeObjects returns the large objects of the transaction.
@@ -203,7 +203,7 @@ type notedRow struct {
 	tx *Tx
 }
 
-func (r notedRow) Scan(dest ...any) error { return r.tx.note(r.Row.Scan(dest...)) }
+func (r notedRow) Scan(dest ...any) error { return r.tx.Note(r.Row.Scan(dest...)) }
 
 // notedRows looks at the error when the rows end, because a caller that ignores
 // errors does not ask for it.
@@ -216,13 +216,13 @@ func (r *notedRows) Next() bool {
 	if r.Rows.Next() {
 		return true
 	}
-	_ = r.tx.note(r.Err())
+	_ = r.tx.Note(r.Err())
 	return false
 }
 
 func (r *notedRows) Close() {
 	r.Rows.Close()
-	_ = r.tx.note(r.Err())
+	_ = r.tx.Note(r.Err())
 }
 
 type notedResults struct {
@@ -232,14 +232,14 @@ type notedResults struct {
 
 func (r *notedResults) Exec() (pgconn.CommandTag, error) {
 	tag, err := r.BatchResults.Exec()
-	return tag, r.tx.note(err)
+	return tag, r.tx.Note(err)
 }
 
 func (r *notedResults) Query() (pgx.Rows, error) {
 	rows, err := r.BatchResults.Query() //nolint:rowserrcheck // The caller reads the rows.
-	return &notedRows{Rows: rows, tx: r.tx}, r.tx.note(err)
+	return &notedRows{Rows: rows, tx: r.tx}, r.tx.Note(err)
 }
 
 func (r *notedResults) QueryRow() pgx.Row { return notedRow{r.BatchResults.QueryRow(), r.tx} }
 
-func (r *notedResults) Close() error { return r.tx.note(r.BatchResults.Close()) }
+func (r *notedResults) Close() error { return r.tx.Note(r.BatchResults.Close()) }

@@ -193,17 +193,13 @@ func explainSchema(doing string, err error) error {
 	return fmt.Errorf("pgxstore: %s: %w", doing, err)
 }
 
-// checkEncoding refuses a connection on which the server would translate a key: it
+// CheckConn refuses a connection on which the server would translate a key: it
 // would be another key there than on a connection that sends UTF-8.
-func checkEncoding(conn *pgx.Conn) error {
-	if conn == nil {
+func CheckConn(conn *pgx.Conn) error {
+	if conn == nil { // of a ForeignTx, which checks by itself
 		return nil
 	}
-	return checkEncodingOf(conn.PgConn())
-}
-
-func checkEncodingOf(conn *pgconn.PgConn) error {
-	switch encoding := conn.ParameterStatus("client_encoding"); encoding {
+	switch encoding := conn.PgConn().ParameterStatus("client_encoding"); encoding {
 	case "", "UTF8", "SQL_ASCII":
 		return nil
 	default:

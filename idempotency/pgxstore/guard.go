@@ -31,7 +31,7 @@ func isGuard(err error) bool {
 // does where SET CONSTRAINTS made it immediate, from one that ended a transaction
 // of the statement's own.
 func (v *verbs) immediate(err error) error {
-	if isGuard(err) && v.tx.Conn() != nil && v.tx.Conn().PgConn().TxStatus() == 'E' {
+	if isGuard(err) && txStatus(v.tx) == 'E' {
 		return fmt.Errorf("%w: %w", ErrConstraintsImmediate, withoutDetail(err))
 	}
 	return err

@@ -38,7 +38,7 @@ func (s *Store) ListAbandoned(ctx context.Context, after *idempotency.Record, li
 		return err
 	})
 	_ = s.queries.PlanAsBefore(ctx, txhelper.Queue(batch, nil))
-	if err := s.db.SendBatch(ctx, batch).Close(); err != nil {
+	if err := s.send(ctx, func(base sender) error { return base.SendBatch(ctx, batch).Close() }); err != nil {
 		return nil, explainWithoutKey("list abandoned", lostBeforeCommit(err))
 	}
 	records := make([]*idempotency.Record, len(found))

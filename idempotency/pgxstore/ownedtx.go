@@ -29,6 +29,14 @@ func (tx *ownedTx) Begin(ctx context.Context) (pgx.Tx, error) {
 	return &ownedTx{nested, tx.runKey}, nil
 }
 
+// Note is that of the transaction of txhelper's behind it.
+func (tx *ownedTx) Note(err error) error {
+	if noting, ok := tx.Tx.(interface{ Note(err error) error }); ok {
+		return noting.Note(err)
+	}
+	return err
+}
+
 // runKey returns the key that Run holds by tx, zero if tx is not of Run.
 func runKey(tx pgx.Tx) idempotency.Key {
 	if owned, ok := tx.(*ownedTx); ok {

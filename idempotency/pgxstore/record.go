@@ -38,6 +38,15 @@ func (s *Store) lookUp(ctx context.Context, q txhelper.Querier, key idempotency.
 	return &row{found, key}, nil
 }
 
+// lookUpAlone is lookUp outside of a transaction of ours.
+func (s *Store) lookUpAlone(ctx context.Context, key idempotency.Key) (found *row, err error) {
+	err = s.alone(ctx, func(q txhelper.Querier) error {
+		found, err = s.lookUp(ctx, q, key)
+		return err
+	})
+	return found, err
+}
+
 // completed reports whether the row holds an answer, which may have expired.
 func (r *row) completed() bool { return r != nil && r.ExpiresAt.Valid }
 

@@ -81,14 +81,14 @@ func (r *run) unknown(cause error) error {
 func (r *run) lookForCommit(ctx context.Context) (outcome *idempotency.Outcome, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.store.resolveTimeout/resolveTries)
 	defer cancel()
-	database := txhelper.DB(r.store.db)
-	if pool, ok := r.store.db.(acquirer); ok {
-		conn, err := pool.Acquire(ctx)
-		if err != nil {
-			return nil, err
-		}
-		defer conn.Release()
-		database = conn
+	database := r.store.db
+	borrowed, pooled, err := txhelper.Borrow(ctx, database)
+	if err != nil {
+		return nil, err
+	}
+	if pooled {
+		defer borrowed.Release()
+		database = borrowed.Conn()
 	}
 	options := r.store.options
 	// The look must be newer than the lock, which needs a snapshot for each.

@@ -55,7 +55,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 		// Inside, the read would leave a predicate lock in the index and abort
 		// neighbours that have nothing to do with this key.
 		err := r.store.reach(ctx, r.connecting, func(ctx context.Context) (err error) {
-			r.seen, err = r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)
+			r.seen, err = r.store.lookUpAlone(ctx, r.params.Key)
 			return err
 		})
 		if err != nil {
@@ -121,7 +121,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 // usable refuses a connection on which the key would be another one, or in another
 // table.
 func usable(transaction *txhelper.Transaction, lock *db.KeyTryLockRow) error {
-	if err := checkEncoding(transaction.Tx().Conn()); err != nil {
+	if err := CheckConn(transaction.Tx().Conn()); err != nil {
 		return err
 	}
 	if lock.Temporary {
@@ -346,7 +346,7 @@ func (r *run) afterFailure(ctx context.Context, cause error) (*idempotency.Outco
 			return nil, cause // which a replay would hide
 		}
 	}
-	found, err := r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)
+	found, err := r.store.lookUpAlone(ctx, r.params.Key)
 	if err != nil || !found.live() {
 		return nil, cause //nolint:nilerr // cause is what went wrong; the look was an extra.
 	}

@@ -91,11 +91,7 @@ type batcher interface {
 
 // querier returns a Querier on base that sends every statement with the
 // settings.
-func (s *Store) querier(base interface {
-	txhelper.Querier
-	batcher
-},
-) txhelper.Querier {
+func (s *Store) querier(base sender) txhelper.Querier {
 	if s.settings == nil {
 		return base
 	}

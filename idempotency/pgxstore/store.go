@@ -11,9 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/samecommit/samecommit/db"
 	"github.com/samecommit/samecommit/idempotency"
@@ -28,12 +26,9 @@ const (
 )
 
 // DB is a *pgxpool.Pool or a *pgx.Conn. It may also be a pgx.Tx, in which a
-// test can do everything and roll it back; Run then works in savepoints.
-type DB interface {
-	db.DBTX
-	txhelper.DB
-	batcher
-}
+// test can do everything and roll it back; Run then works in savepoints. And it may be
+// a txhelper.Acquirer or a txhelper.Lender. New refuses others.
+type DB = txhelper.DB
 
 // Config configures a Store. Nil and the zero value mean all defaults.
 type Config struct {
@@ -102,7 +97,9 @@ type Config struct {
 
 // Store keeps keys in PostgreSQL. It is safe for concurrent use if its DB is.
 type Store struct {
-	db      DB
+	db DB
+	// direct is db where that is a connection or a transaction, nil where it is a pool.
+	direct  sender
 	queries *db.Queries
 	options txhelper.Options
 	// idleSetting is the value of idle_in_transaction_session_timeout, in
@@ -138,8 +135,18 @@ func New(database DB, config *Config) (*Store, error) {
 	if err := config.validate(); err != nil {
 		return nil, err
 	}
+	direct, _ := database.(sender)
+	switch database.(type) {
+	case txhelper.Acquirer, txhelper.Lender:
+		direct = nil
+	default:
+		if direct == nil {
+			return nil, &idempotency.ParamError{Field: "database", Reason: fmt.Sprintf("is a %T; pass a *pgxpool.Pool, and a *sql.DB to sqlstore.New", database)}
+		}
+	}
 	store := &Store{
 		db:      database,
+		direct:  direct,
 		queries: db.New(),
 		options: txhelper.Options{
 			TxOptions:     config.TxOptions,
@@ -216,8 +223,16 @@ func (s *Store) Complete(ctx context.Context, claim *idempotency.Claim, response
 }
 
 // Get returns the record of key. See idempotency.Verbs.
-func (s *Store) Get(ctx context.Context, key idempotency.Key) (*idempotency.Record, error) {
-	return s.get(ctx, s.querier(s.db), key)
+func (s *Store) Get(ctx context.Context, key idempotency.Key) (record *idempotency.Record, err error) {
+	var found error
+	err = s.alone(ctx, func(q txhelper.Querier) error {
+		record, found = s.get(ctx, q, key)
+		return nil
+	})
+	if err != nil {
+		return nil, s.explain(key, "get", err)
+	}
+	return record, found
 }
 
 // Extend prolongs a lease. See idempotency.Store.
@@ -229,8 +244,12 @@ func (s *Store) Extend(ctx context.Context, claim *idempotency.Claim, lease time
 		return nil, err
 	}
 	start := time.Now()
-	lockedUntil, err := s.queries.KeyExtend(ctx, s.querier(s.db), &db.KeyExtendParams{
-		Lease: interval(lease), Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
+	var lockedUntil pgtype.Timestamptz
+	err := s.alone(ctx, func(q txhelper.Querier) (err error) {
+		lockedUntil, err = s.queries.KeyExtend(ctx, q, &db.KeyExtendParams{
+			Lease: interval(lease), Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
+		})
+		return err
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
@@ -260,8 +279,12 @@ func (s *Store) Suspend(ctx context.Context, claim *idempotency.Claim) error {
 	if err := claim.Validate(); err != nil {
 		return err
 	}
-	suspended, err := s.queries.KeySuspend(ctx, s.querier(s.db), &db.KeySuspendParams{
-		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
+	var suspended int64
+	err := s.alone(ctx, func(q txhelper.Querier) (err error) {
+		suspended, err = s.queries.KeySuspend(ctx, q, &db.KeySuspendParams{
+			Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
+		})
+		return err
 	})
 	if err == nil && suspended == 0 {
 		return &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
@@ -274,8 +297,12 @@ func (s *Store) Release(ctx context.Context, claim *idempotency.Claim) error {
 	if err := claim.Validate(); err != nil {
 		return err
 	}
-	released, err := s.queries.KeyRelease(ctx, s.querier(s.db), &db.KeyReleaseParams{
-		Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
+	var released int64
+	err := s.alone(ctx, func(q txhelper.Querier) (err error) {
+		released, err = s.queries.KeyRelease(ctx, q, &db.KeyReleaseParams{
+			Scope: claim.Key.Scope, ID: claim.Key.ID, ClaimID: uuid(claim.ID),
+		})
+		return err
 	})
 	if err == nil && released == 0 {
 		return &idempotency.KeyError{Key: claim.Key, Err: idempotency.ErrClaimLost}
@@ -289,11 +316,17 @@ func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx
 // Savepoint calls fn with a transaction nested in tx. See idempotency.TxStore.
 func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
 	own := true // not an error of fn's
-	err := txhelper.Savepoint(ctx, tx, &txhelper.Options{Owned: errOwned}, func(ctx context.Context, nested pgx.Tx) error {
+	inside := func(ctx context.Context, nested pgx.Tx) error {
 		err := fn(ctx, &ownedTx{nested, runKey(tx)})
 		own = err == nil
 		return err
-	})
+	}
+	var err error
+	if foreign, ok := tx.(ForeignTx); ok {
+		err = foreign.Savepoint(ctx, inside)
+	} else {
+		err = txhelper.Savepoint(ctx, tx, &txhelper.Options{Owned: errOwned}, inside)
+	}
 	if isGuard(err) {
 		err = fmt.Errorf("%w: %w", ErrConstraintsImmediate, err)
 	}
@@ -311,33 +344,44 @@ func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Co
 // once. Inside a caller's transaction a failure must not abort that, so there it
 // is a savepoint.
 func (s *Store) statement(ctx context.Context, fn func(q txhelper.Querier) error) error {
-	switch db := s.db.(type) {
-	case pgx.Tx:
-		if err := checkEncoding(db.Conn()); err != nil {
+	if tx, ok := s.db.(pgx.Tx); ok {
+		if err := CheckConn(tx.Conn()); err != nil {
 			return err
 		}
-		return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error { return fn(s.querier(tx)) })
-	case acquirer:
-		conn, err := db.Acquire(ctx)
-		if err != nil {
-			return err
-		}
-		defer conn.Release()
-		if err := checkEncoding(conn.Conn()); err != nil {
-			return err
-		}
-		return fn(s.querier(conn))
-	case interface{ PgConn() *pgconn.PgConn }: // a *pgx.Conn
-		if err := checkEncodingOf(db.PgConn()); err != nil {
-			return err
-		}
+		return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return fn(s.querier(tx)) })
 	}
-	return fn(s.querier(s.db))
+	return s.send(ctx, func(base sender) error {
+		if conn, ok := base.(*pgx.Conn); ok {
+			if err := CheckConn(conn); err != nil {
+				return err
+			}
+		}
+		return fn(s.querier(base))
+	})
 }
 
-// acquirer is a pool.
-type acquirer interface {
-	Acquire(ctx context.Context) (*pgxpool.Conn, error)
+// alone calls fn, which sends single statements that each take effect at once.
+func (s *Store) alone(ctx context.Context, fn func(q txhelper.Querier) error) error {
+	return s.send(ctx, func(base sender) error { return fn(s.querier(base)) })
+}
+
+// send calls fn with what the store sends outside of transactions of its own on.
+func (s *Store) send(ctx context.Context, fn func(base sender) error) error {
+	borrowed, pooled, err := txhelper.Borrow(ctx, s.db)
+	switch {
+	case err != nil:
+		return err
+	case !pooled:
+		return fn(s.direct)
+	}
+	defer borrowed.Release()
+	return fn(borrowed.Conn())
+}
+
+// sender sends statements, one by one and in batches.
+type sender interface {
+	txhelper.Querier
+	batcher
 }
 
 // longestIdleTimeout is the longest that PostgreSQL accepts, about 24.8 days.
@@ -359,6 +403,5 @@ func idleSetting(timeout time.Duration) pgtype.Text {
 // canReconnect reports whether the store can open another connection after one
 // was lost.
 func (s *Store) canReconnect() bool {
-	_, ok := s.db.(acquirer)
-	return ok
+	return s.direct == nil
 }

@@ -78,7 +78,7 @@ func (s *Store) deleteExpired(ctx context.Context, after time.Time, limit int) (
 	_ = s.queries.PlanByIndex(ctx, txhelper.Queue(batch, nil))
 	done, _ := s.queries.KeyDeleteExpired(ctx, txhelper.Queue(batch, nil), &db.KeyDeleteExpiredParams{ExpiredAfter: pgtype.Timestamptz{Time: after, Valid: true}, MaxRows: int32(limit)}) //nolint:gosec // The caller has checked it.
 	_ = s.queries.PlanAsBefore(ctx, txhelper.Queue(batch, nil))
-	if err := s.db.SendBatch(ctx, batch).Close(); err != nil {
+	if err := s.send(ctx, func(base sender) error { return base.SendBatch(ctx, batch).Close() }); err != nil {
 		return 0, until, explainWithoutKey("delete expired", err)
 	}
 	return int(done.Deleted), done.ExpiredUntil.Time, nil

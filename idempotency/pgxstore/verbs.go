@@ -61,8 +61,7 @@ func (v *verbs) Complete(ctx context.Context, claim *idempotency.Claim, response
 // abort keeps the transaction from committing, after a completion that has failed.
 // Where its statement was sent, that has done so.
 func (v *verbs) abort(ctx context.Context) {
-	conn := v.tx.Conn()
-	if conn == nil || conn.IsClosed() || conn.PgConn().IsBusy() || conn.PgConn().TxStatus() != 'T' {
+	if txStatus(v.tx) != 'T' {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), txhelper.DefaultRollbackTimeout)
@@ -105,7 +104,7 @@ func (v *verbs) check() error {
 	if v.tx == nil {
 		return &idempotency.ParamError{Field: "tx", Reason: "is nil; pass an open pgx.Tx"}
 	}
-	return checkEncoding(v.tx.Conn())
+	return CheckConn(v.tx.Conn())
 }
 
 // maxClaimRounds bounds how often claim looks again after a row changed under

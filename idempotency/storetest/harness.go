@@ -22,4 +22,7 @@ type Harness[TTx any] struct {
 	// checks of that refusal are skipped.
 	Commit   func(ctx context.Context, tx TTx) error
 	Rollback func(ctx context.Context, tx TTx) error
+	// CallerMayEnd says that Savepoint cannot refuse Commit and Rollback to its function,
+	// which gets the caller's own transaction: they end it, and Savepoint is ErrTxEnded.
+	CallerMayEnd bool
 }

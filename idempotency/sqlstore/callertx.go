@@ -1,0 +1,204 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/idempotency/pgxstore"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// callerTx is the caller's own transaction. Statements go through the *sql.Tx, so that the
+// caller's tracing sees them, one by one. It never keeps the connection: once the
+// transaction has ended, that is somebody else's.
+type callerTx struct {
+	tx *sql.Tx
+	// checked says that the connection is one to work on.
+	checked bool
+}
+
+var _ pgxstore.ForeignTx = (*callerTx)(nil)
+
+// look calls fn with the connection, under database/sql's own lock and before anything is
+// sent: a pgx.QueryRewriter is asked then. It is ErrDriver where the driver is not pgx's.
+// The caller's tracing sees a statement with no text that fails.
+func (t *callerTx) look(fn func(conn *pgx.Conn) error) error {
+	looked := &lookRewriter{fn: fn}
+	_, err := t.tx.ExecContext(context.Background(), "", looked)
+	switch {
+	case looked.called:
+		return looked.err
+	case errors.Is(err, sql.ErrTxDone), errors.Is(err, driver.ErrBadConn):
+		return t.explain(err)
+	default:
+		return fmt.Errorf("%w; it says: %w", ErrDriver, err)
+	}
+}
+
+// lookRewriter is an argument that stops its statement.
+type lookRewriter struct {
+	fn     func(conn *pgx.Conn) error
+	called bool
+	err    error
+}
+
+var errLooked = errors.New("sqlstore: this is a look at the connection, no statement")
+
+// RewriteQuery calls fn. See pgx.QueryRewriter.
+func (l *lookRewriter) RewriteQuery(_ context.Context, conn *pgx.Conn, _ string, _ []any) (string, []any, error) {
+	l.called, l.err = true, l.fn(conn)
+	return "", nil, errLooked
+}
+
+// check looks once whether the connection is pgx's and sends UTF-8.
+func (t *callerTx) check() error {
+	if t.checked {
+		return nil
+	}
+	err := t.look(func(conn *pgx.Conn) error { return pgxstore.CheckConn(conn) })
+	t.checked = err == nil
+	return err
+}
+
+// TxStatus returns that of the connection, 0 where no statement can be sent.
+func (t *callerTx) TxStatus() (status byte) {
+	_ = t.look(func(conn *pgx.Conn) error {
+		if !conn.PgConn().IsBusy() {
+			status = conn.PgConn().TxStatus()
+		}
+		return nil
+	})
+	return status
+}
+
+// explain puts an error of database/sql in the terms of pgx and txhelper.
+func (t *callerTx) explain(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, sql.ErrNoRows) && !errors.Is(err, pgx.ErrNoRows):
+		return pgx.ErrNoRows
+	case errors.Is(err, sql.ErrTxDone):
+		return fmt.Errorf("%w: by its Commit or Rollback, or by the end of the context that began it: %w", pgx.ErrTxClosed, err)
+	}
+	return err
+}
+
+// explainSent is explain for a statement. pgx makes driver.ErrBadConn of a connection that
+// is lost, and of one that is still busy with rows.
+func (t *callerTx) explainSent(err error) error {
+	if !errors.Is(err, driver.ErrBadConn) {
+		return t.explain(err)
+	}
+	cause := txhelper.ErrLostBeforeCommit
+	_ = t.look(func(conn *pgx.Conn) error {
+		if !conn.IsClosed() && conn.PgConn().IsBusy() {
+			cause = txhelper.ErrRowsOpen
+		}
+		return nil
+	})
+	return fmt.Errorf("%w: %w", cause, err)
+}
+
+func (t *callerTx) Exec(ctx context.Context, query string, args ...any) (pgconn.CommandTag, error) {
+	if err := t.check(); err != nil {
+		return pgconn.CommandTag{}, err
+	}
+	result, err := t.tx.ExecContext(ctx, query, args...)
+	if err != nil {
+		return pgconn.CommandTag{}, t.explainSent(err)
+	}
+	affected, err := result.RowsAffected()
+	if err != nil {
+		return pgconn.CommandTag{}, err
+	}
+	return pgconn.NewCommandTag(fmt.Sprintf("EXEC %d", affected)), nil
+}
+
+func (t *callerTx) Query(ctx context.Context, query string, args ...any) (pgx.Rows, error) {
+	if err := t.check(); err != nil {
+		return nil, err
+	}
+	rows, err := t.tx.QueryContext(ctx, query, args...) //nolint:rowserrcheck,sqlclosecheck // The caller reads them.
+	if err != nil {
+		return nil, t.explainSent(err)
+	}
+	return &callerRows{rows: rows, tx: t}, nil
+}
+
+func (t *callerTx) QueryRow(ctx context.Context, query string, args ...any) pgx.Row {
+	if err := t.check(); err != nil {
+		return failedRow{err}
+	}
+	return callerRow{t.tx.QueryRowContext(ctx, query, args...), t}
+}
+
+// SendBatch sends the statements one by one.
+func (t *callerTx) SendBatch(ctx context.Context, batch *pgx.Batch) pgx.BatchResults {
+	return &callerResults{ctx: ctx, tx: t, queries: batch.QueuedQueries}
+}
+
+// Conn returns nil: see pgxstore.ForeignTx.
+func (t *callerTx) Conn() *pgx.Conn { return nil }
+
+// savepoint is the name of those of ours. One name nests: the innermost is meant.
+const savepoint = "samecommit"
+
+// Savepoint calls fn behind a savepoint. See pgxstore.ForeignTx.
+func (t *callerTx) Savepoint(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	if _, err := t.Exec(ctx, "SAVEPOINT "+savepoint); err != nil {
+		return err
+	}
+	released := false
+	defer func() {
+		if released {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), txhelper.DefaultRollbackTimeout)
+		defer cancel()
+		// Where it fails, the transaction is aborted or has ended. Without arguments pgx
+		// uses the simple protocol: one flight for both.
+		_, _ = t.Exec(ctx, "ROLLBACK TO SAVEPOINT "+savepoint+"; RELEASE SAVEPOINT "+savepoint)
+	}()
+	if err := fn(ctx, t); err != nil {
+		return err
+	}
+	_, err := t.Exec(ctx, "RELEASE SAVEPOINT "+savepoint)
+	released = err == nil
+	switch sqlState(err) {
+	case "25P01", "3B001": // no transaction, or another one than that of the savepoint
+		err = fmt.Errorf("%w: by an SQL statement of the function's: %w", idempotency.ErrTxEnded, err)
+	case "25P02":
+		err = fmt.Errorf("%w: %w", txhelper.ErrAborted, err)
+	}
+	return err
+}
+
+func sqlState(err error) string {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return pgErr.Code
+	}
+	return ""
+}
+
+// The rest of pgx.Tx, which pgxstore does not use.
+
+func (t *callerTx) Begin(context.Context) (pgx.Tx, error) { return nil, errors.ErrUnsupported }
+func (t *callerTx) Commit(context.Context) error          { return errors.ErrUnsupported }
+func (t *callerTx) Rollback(context.Context) error        { return errors.ErrUnsupported }
+func (t *callerTx) LargeObjects() pgx.LargeObjects        { return pgx.LargeObjects{} }
+
+func (t *callerTx) CopyFrom(context.Context, pgx.Identifier, []string, pgx.CopyFromSource) (int64, error) {
+	return 0, errors.ErrUnsupported
+}
+
+func (t *callerTx) Prepare(context.Context, string, string) (*pgconn.StatementDescription, error) {
+	return nil, errors.ErrUnsupported
+}

@@ -1,0 +1,9 @@
+// Package sqlstore keeps idempotency keys in PostgreSQL for services that hold a *sql.DB,
+// alone or under GORM, sqlx, bun, ent or sqlc: idempotency.Do lends its transaction as a
+// *sql.Tx, and idempotency.DoTx works in the caller's own.
+//
+// The keys, the protocol and the errors are those of package pgxstore, which does the
+// work on pgx connections out of the *sql.DB: open that with the driver of
+// github.com/jackc/pgx/v5/stdlib. docs/database-sql.md is about what database/sql and the
+// packages above it do otherwise.
+package sqlstore
