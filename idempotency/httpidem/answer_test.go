@@ -336,15 +336,22 @@ func TestBodyThatWasReplaced(t *testing.T) {
 func TestFormThatWasParsedOutside(t *testing.T) {
 	t.Parallel()
 	form := func(r *http.Request) { r.Header.Set("Content-Type", "application/x-www-form-urlencoded") }
-	for _, chunked := range []bool{false, true} {
+	for _, c := range []struct {
+		body    string
+		chunked bool
+	}{
+		{"amount=1", false},
+		{"amount=1", true},
+		{"%zz", false}, // of which nothing is left
+	} {
 		a := newAPI(t, options{outside: func(next http.Handler) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				r.PostFormValue("token")
 				next.ServeHTTP(w, r)
 			})
 		}}, answerWith(201))
-		a.wantProblem(a.post("k", "amount=1", form, func(r *http.Request) {
-			if chunked {
+		a.wantProblem(a.post("k", c.body, form, func(r *http.Request) {
+			if c.chunked {
 				r.ContentLength = -1
 			}
 		}), http.StatusInternalServerError, httpidem.KindInternal)

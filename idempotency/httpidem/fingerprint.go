@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"hash"
 	"net/http"
 	"slices"
 	"strings"
@@ -93,16 +94,17 @@ func canonicalString(text string) ([]byte, error) {
 }
 
 func canonicalArray(decoder *json.Decoder) ([]byte, error) {
-	var elements [][]byte
+	// An element is not kept: there may be many.
+	elements := newParts()
 	for decoder.More() {
 		element, err := canonicalValue(decoder)
 		if err != nil {
 			return nil, err
 		}
-		elements = append(elements, element)
+		elements.add(element)
 	}
 	_, err := decoder.Token()
-	return digestOf('[', elements), err
+	return elements.sum('['), err
 }
 
 func canonicalObject(decoder *json.Decoder) ([]byte, error) {
@@ -129,18 +131,25 @@ func canonicalObject(decoder *json.Decoder) ([]byte, error) {
 		members = append(members, append(append(member, ':'), value...))
 	}
 	slices.SortFunc(members, bytes.Compare)
+	sorted := newParts()
+	for _, member := range members {
+		sorted.add(member)
+	}
 	_, err := decoder.Token()
-	return digestOf('{', members), err
+	return sorted.sum('{'), err
 }
 
-// digestOf begins with kind, as no other value does, so that a string is no array.
-func digestOf(kind byte, parts [][]byte) []byte {
-	digest := sha256.New()
+// parts digests what is inside of an array or an object.
+type parts struct{ digest hash.Hash }
+
+func newParts() parts { return parts{sha256.New()} }
+
+func (p parts) add(part []byte) {
 	var length [8]byte
-	for _, part := range parts {
-		binary.BigEndian.PutUint64(length[:], uint64(len(part)))
-		_, _ = digest.Write(length[:]) // never fails
-		_, _ = digest.Write(part)
-	}
-	return digest.Sum([]byte{kind})
+	binary.BigEndian.PutUint64(length[:], uint64(len(part)))
+	_, _ = p.digest.Write(length[:]) // never fails
+	_, _ = p.digest.Write(part)
 }
+
+// sum begins with kind, as no other value does, so that a string is no array.
+func (p parts) sum(kind byte) []byte { return p.digest.Sum([]byte{kind}) }

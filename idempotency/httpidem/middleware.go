@@ -147,7 +147,13 @@ func (m *middleware[TTx]) readBody(w http.ResponseWriter, r *http.Request) (body
 	case r.Body == nil:
 		return nil, func() {}, nil
 	}
-	return m.bodies.read(w, r, m.MaxBody)
+	body, release, err = m.bodies.read(w, r, m.MaxBody)
+	if err == nil && len(body) == 0 && r.ContentLength > 0 && r.PostForm != nil {
+		// As a form it was malformed, so that nothing is left of it.
+		release()
+		return nil, nil, errParsed
+	}
+	return body, release, err
 }
 
 // removeFiles removes those of a form that was parsed of a copy of the request. The server
