@@ -1,0 +1,151 @@
+package orm_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"strings"
+	"testing"
+
+	"entgo.io/ent/dialect"
+	entsql "entgo.io/ent/dialect/sql"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jmoiron/sqlx"
+	"github.com/uptrace/bun"
+	"gorm.io/gorm"
+
+	"github.com/samecommit/samecommit/idempotency"
+)
+
+// inDo calls fn in a Do that is to succeed.
+func (b *bench) inDo(fn func(ctx context.Context, tx *sql.Tx) error) {
+	b.Helper()
+	if _, err := idempotency.Do(b.Context(), b.client, params, func(ctx context.Context, tx *sql.Tx) (int, error) { return 1, fn(ctx, tx) }); err != nil {
+		b.Error(err)
+	}
+}
+
+func TestGORMNestedTransaction(t *testing.T) {
+	t.Parallel()
+	for name, prepare := range map[string]bool{"plain": false, "PrepareStmt": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, openPgx)
+			gdb := openGORMDB(b, prepare)
+			b.inDo(func(ctx context.Context, tx *sql.Tx) error {
+				g := bindGORM(ctx, gdb, tx)
+				// It fails by an error of SQL, which the savepoint takes back with all else.
+				if err := g.Transaction(func(t *gorm.DB) error {
+					return errors.Join(t.Create(&Charge{Account: "undone"}).Error, t.Create(&Charge{}).Error)
+				}); err == nil {
+					b.Error("the nested transaction did not fail")
+				}
+				return g.Transaction(func(t *gorm.DB) error { return t.Create(&Charge{Account: "anna"}).Error })
+			})
+			b.want(1, 1)
+		})
+	}
+}
+
+// Begin is for a transaction that there is not yet.
+func TestGORMBegin(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, openPgx)
+	gdb := openGORMDB(b, false)
+	b.inDo(func(ctx context.Context, tx *sql.Tx) error {
+		if err := bindGORM(ctx, gdb, tx).Begin().Error; !errors.Is(err, gorm.ErrInvalidTransaction) {
+			b.Errorf("Begin in the transaction: %v", err)
+		}
+		return nil
+	})
+}
+
+func TestGORMSessionWithoutContext(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, openPgx)
+	gdb := openGORMDB(b, false)
+	b.inDo(func(ctx context.Context, tx *sql.Tx) error {
+		bindGORM(ctx, gdb, tx)
+		if gdb.Statement.ConnPool != gorm.ConnPool(b.db) {
+			b.Error("the session with Context has changed the shared *gorm.DB")
+		}
+		g := gdb.Session(&gorm.Session{NewDB: true})
+		g.Statement.ConnPool = tx
+		return nil
+	})
+	if err := gdb.WithContext(t.Context()).Create(&Charge{Account: "anna"}).Error; !errors.Is(err, sql.ErrTxDone) {
+		t.Errorf("the shared *gorm.DB after a session without Context: %v, want ErrTxDone: it has the transaction", err)
+	}
+}
+
+func TestSQLXDoesNotKnowItsDriver(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, openPgx)
+	_, err := idempotency.Do(t.Context(), b.client, params, func(ctx context.Context, tx *sql.Tx) (int, error) {
+		xtx := &sqlx.Tx{Tx: tx, Mapper: sqlx.NewDb(b.db, "pgx").Mapper}
+		_, err := xtx.NamedExecContext(ctx, `INSERT INTO charges (account) VALUES (:account)`, Charge{Account: "anna"})
+		return 1, err
+	})
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "42601" {
+		t.Errorf("a named query: %v, want a syntax error", err)
+	}
+	b.want(0, 0)
+}
+
+// panics returns whether fn does.
+func panics(fn func()) (panicked bool) {
+	defer func() { panicked = recover() != nil }()
+	fn()
+	return false
+}
+
+func TestBunTxOfOnesOwn(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, openPgx)
+	b.inDo(func(ctx context.Context, tx *sql.Tx) error {
+		if !panics(func() { _, _ = bun.Tx{Tx: tx}.NewInsert().Model(&Charge{Account: "anna"}).Exec(ctx) }) {
+			b.Error("bun.Tx{Tx: tx} works")
+		}
+		return nil
+	})
+	b.want(0, 1)
+}
+
+func TestEntWithoutNopTx(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, openPgx)
+	b.inDo(func(ctx context.Context, tx *sql.Tx) error {
+		driver := entsql.NewDriver(dialect.Postgres, entsql.Conn{ExecQuerier: tx})
+		if !panics(func() { _, _ = driver.Tx(ctx) }) {
+			b.Error("a driver of ent's begins a transaction on a *sql.Tx")
+		}
+		return nil
+	})
+}
+
+// A statement that was prepared on the *sql.DB belongs to that.
+func TestStatementOfTheDB(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, openPgx)
+	statement, err := b.db.PrepareContext(t.Context(), insertCharge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = statement.Close() }()
+	o := b.ownTx(func(tx *sql.Tx) charge {
+		return func(ctx context.Context, account string) error {
+			bound := tx.StmtContext(ctx, statement)
+			_, err := bound.ExecContext(ctx, account)
+			return errors.Join(err, bound.Close())
+		}
+	})
+	write := func(ctx context.Context, write charge) error { return write(ctx, "anna") }
+	if _, err := b.do(o)(t.Context(), write); err == nil || !strings.Contains(err.Error(), "statement from different database used") {
+		t.Errorf("in the transaction of Do: %v", err)
+	}
+	b.want(0, 0)
+	if _, err := b.doTx(o)(t.Context(), write); err != nil {
+		t.Errorf("in the caller's own transaction: %v", err)
+	}
+	b.want(1, 1)
+}
