@@ -64,15 +64,18 @@ func TestGORMSessionWithoutContext(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, openPgx)
 	gdb := openGORMDB(b, false)
-	b.inDo(func(ctx context.Context, tx *sql.Tx) error {
+	if _, err := idempotency.Do(t.Context(), b.client, params, func(ctx context.Context, tx *sql.Tx) (int, error) {
 		bindGORM(ctx, gdb, tx)
 		if gdb.Statement.ConnPool != gorm.ConnPool(b.db) {
-			b.Error("the session with Context has changed the shared *gorm.DB")
+			t.Error("the session with Context has changed the shared *gorm.DB")
 		}
 		g := gdb.Session(&gorm.Session{NewDB: true})
 		g.Statement.ConnPool = tx
-		return nil
-	})
+		return 1, errors.Join(gdb.Create(&Charge{Account: "somebody else's"}).Error, errDeclined)
+	}); !errors.Is(err, errDeclined) {
+		t.Error(err)
+	}
+	b.want(0, 0) // also of that one
 	if err := gdb.WithContext(t.Context()).Create(&Charge{Account: "anna"}).Error; !errors.Is(err, sql.ErrTxDone) {
 		t.Errorf("the shared *gorm.DB after a session without Context: %v, want ErrTxDone: it has the transaction", err)
 	}
@@ -86,7 +89,7 @@ func TestSQLXDoesNotKnowItsDriver(t *testing.T) {
 		_, err := xtx.NamedExecContext(ctx, `INSERT INTO charges (account) VALUES (:account)`, Charge{Account: "anna"})
 		return 1, err
 	})
-	if pgErr, ok := errors.AsType[*pgconn.PgError](err); !ok || pgErr.Code != "42601" {
+	if sqlState(err) != "42601" {
 		t.Errorf("a named query: %v, want a syntax error", err)
 	}
 	b.want(0, 0)
@@ -123,6 +126,47 @@ func TestEntWithoutNopTx(t *testing.T) {
 	})
 }
 
+// Only the server can refuse the end of a transaction that is the caller's.
+func TestFunctionOfDoTxEndsTheTransaction(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		end   func(tx *sql.Tx) error
+		state string
+	}{
+		"Commit":   {(*sql.Tx).Commit, "23503"},
+		"Rollback": {(*sql.Tx).Rollback, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, openPgx)
+			o := openSQL(b)
+			err := o.own(t.Context(), func(tx *sql.Tx, write charge) error {
+				_, err := idempotency.DoTx(t.Context(), b.client, tx, params, func(ctx context.Context, tx *sql.Tx) (int, error) {
+					if err := write(ctx, "anna"); err != nil {
+						return 0, err
+					}
+					if err := c.end(tx); sqlState(err) != c.state {
+						t.Errorf("it ended with %v, want %q", err, c.state)
+					}
+					return 1, nil
+				})
+				return err
+			})
+			if !errors.Is(err, idempotency.ErrTxEnded) {
+				t.Errorf("%v, want ErrTxEnded", err)
+			}
+			b.want(0, 0)
+		})
+	}
+}
+
+func sqlState(err error) string {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return pgErr.Code
+	}
+	return ""
+}
+
 // A statement that was prepared on the *sql.DB belongs to that.
 func TestStatementOfTheDB(t *testing.T) {
 	t.Parallel()
@@ -135,8 +179,9 @@ func TestStatementOfTheDB(t *testing.T) {
 	o := b.ownTx(func(tx *sql.Tx) charge {
 		return func(ctx context.Context, account string) error {
 			bound := tx.StmtContext(ctx, statement)
+			defer func() { _ = bound.Close() }()
 			_, err := bound.ExecContext(ctx, account)
-			return errors.Join(err, bound.Close())
+			return err
 		}
 	})
 	write := func(ctx context.Context, write charge) error { return write(ctx, "anna") }
