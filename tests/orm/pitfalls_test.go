@@ -32,7 +32,7 @@ func TestGORMNestedTransaction(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, openPgx)
 			gdb := openGORMDB(b, prepare)
-			b.inDo(func(ctx context.Context, tx *sql.Tx) error {
+			fn := func(ctx context.Context, tx *sql.Tx) error {
 				g := bindGORM(ctx, gdb, tx)
 				// It fails by an error of SQL, which the savepoint takes back with all else.
 				if err := g.Transaction(func(t *gorm.DB) error {
@@ -41,7 +41,14 @@ func TestGORMNestedTransaction(t *testing.T) {
 					b.Error("the nested transaction did not fail")
 				}
 				return g.Transaction(func(t *gorm.DB) error { return t.Create(&Charge{Account: "anna"}).Error })
-			})
+			}
+			if _, err := idempotency.Do(t.Context(), b.client, params, func(ctx context.Context, tx *sql.Tx) (int, error) {
+				return 1, errors.Join(fn(ctx, tx), errDeclined)
+			}); !errors.Is(err, errDeclined) {
+				t.Error(err)
+			}
+			b.want(0, 0)
+			b.inDo(fn)
 			b.want(1, 1)
 		})
 	}
