@@ -100,6 +100,7 @@ func TestImports(t *testing.T) {
 			"idempotency/idempotencytest": {pgx, "internal/pgcut"},
 			"idempotency/memstore":        {"idempotency"},
 			"idempotency/pgxstore":        {pgx, "db", "idempotency", "txhelper"},
+			"idempotency/sqlstore":        {pgx, "idempotency", "idempotency/pgxstore", "txhelper"},
 			"idempotency/storetest":       {"idempotency"},
 			"internal/pgcut":              {pgx},
 			"internal/pgserver":           {pgx},
