@@ -56,7 +56,7 @@ matrix: ## run tests/matrix on PostgreSQL 14 to 18; VERSIONS="..." chooses
 	.ci/matrix $(VERSIONS)
 
 .PHONY: bench
-bench: ## measure beside hand-written code, for a quarter of an hour; ARGS="-short" checks that it runs
+bench: ## measure beside hand-written code, for twenty minutes; ARGS="-short" checks that it runs
 	go run ./benchmarks $(ARGS)
 
 .PHONY: lint

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 )
 
 // group is peers that are compared with its first.
@@ -140,6 +142,8 @@ type contestant struct {
 	peer *peer
 	db   *database
 	pool *pgxpool.Pool
+	// sql has the pool's connections, for a peer on database/sql.
+	sql  *sql.DB
 	load *load
 	// before are the ids of the keys that are replayed.
 	before []string
@@ -175,7 +179,14 @@ func (g *group) contestant(ctx context.Context, s *server, peer *peer, workers i
 	if c.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return c, err
 	}
-	c.load.op, err = peer.open(c.pool)
+	if peer.openSQL == nil {
+		c.load.op, err = peer.open(c.pool)
+		return c, err
+	}
+	c.sql = stdlib.OpenDBFromPool(c.pool)
+	c.sql.SetMaxOpenConns(workers)
+	c.sql.SetMaxIdleConns(workers) // so that it keeps what it has taken out of the pool
+	c.load.op, err = peer.openSQL(c.sql)
 	return c, err
 }
 
@@ -196,6 +207,9 @@ func (c *contestant) prepare(ctx context.Context) error {
 
 // verify compares the rows with the operations.
 func (c *contestant) verify(ctx context.Context) error {
+	if err := c.giveBack(); err != nil {
+		return err
+	}
 	done := int(c.load.done.Load())
 	if err := checkCount(ctx, c.pool, "orders", done*c.peer.orders); err != nil {
 		return err
@@ -221,6 +235,15 @@ func (c *contestant) close(ctx context.Context) error {
 	if c.pool == nil {
 		return nil
 	}
+	err := c.giveBack()
 	c.pool.Close()
-	return c.db.left(ctx)
+	return errors.Join(err, c.db.left(ctx))
+}
+
+// giveBack gives the connections back to the pool, where database/sql has them.
+func (c *contestant) giveBack() error {
+	if c.sql == nil {
+		return nil
+	}
+	return c.sql.Close()
 }

@@ -2,7 +2,7 @@
 // less: a transaction without a key, and the five statements that one writes by
 // hand. Run it from any folder of the workspace:
 //
-//	go run ./benchmarks                            # everything: about a quarter of an hour
+//	go run ./benchmarks                            # everything: about twenty minutes
 //	go run ./benchmarks -run fresh -workers 8      # one group, at 8 workers
 //	go run ./benchmarks -short                     # does everything once, measures nothing well
 //	go run ./benchmarks -instructions              # instructions of the server, under valgrind

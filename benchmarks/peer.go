@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"database/sql"
 	"encoding/hex"
 	"fmt"
 	"time"
@@ -19,8 +20,9 @@ import (
 // peer is one way to do the job of its group.
 type peer struct {
 	name string
-	// open returns the operation. It is called with the key's id.
-	open func(pool *pgxpool.Pool) (operation, error)
+	// open returns the operation. It is called with the key's id. Either of the two is set.
+	open    func(pool *pgxpool.Pool) (operation, error)
+	openSQL func(db *sql.DB) (operation, error)
 	// What one operation adds to orders, and to the table with the keys.
 	orders, keys int
 	keyTable     string
@@ -73,7 +75,10 @@ func paramsOf(id string) idempotency.Params {
 	return idempotency.Params{Key: idempotency.Key{Scope: scope, ID: id}, Fingerprint: idempotency.FingerprintOf(id)}
 }
 
-const insertOrder = `INSERT INTO orders (reference, customer, amount) VALUES ($1, $2, $3)`
+const (
+	insertOrder  = `INSERT INTO orders (reference, customer, amount) VALUES ($1, $2, $3)`
+	selectAnswer = `SELECT response FROM answers WHERE scope = $1 AND id = $2`
+)
 
 // order is the business write of every peer.
 func order(ctx context.Context, tx pgx.Tx, id string) error {
@@ -82,15 +87,15 @@ func order(ctx context.Context, tx pgx.Tx, id string) error {
 }
 
 // answerOrder is the function that Do and DoTx run.
-func answerOrder(id string) func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
-	return func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+func answerOrder[TTx any](order func(ctx context.Context, tx TTx, id string) error, id string) func(ctx context.Context, tx TTx) ([]byte, error) {
+	return func(ctx context.Context, tx TTx) ([]byte, error) {
 		return responseTo(id), order(ctx, tx, id)
 	}
 }
 
-// doNothing is for a call that must replay.
-func doNothing(context.Context, pgx.Tx) ([]byte, error) {
-	return nil, fmt.Errorf("a replay ran its function")
+// noOrder is for a call that must replay.
+func noOrder[TTx any](context.Context, TTx, string) error {
+	return fmt.Errorf("a replay ran its function")
 }
 
 func newClient(pool *pgxpool.Pool) (*idempotency.Client[pgx.Tx], error) {
@@ -126,17 +131,7 @@ var fresh = []peer{
 	{name: "DoTx", orders: 1, keys: 1, keyTable: "idempotency_keys", open: func(pool *pgxpool.Pool) (operation, error) {
 		client, err := newClient(pool)
 		return func(ctx context.Context, id string) error {
-			return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-				result, err := idempotency.DoTx(ctx, client, tx, paramsOf(id), answerOrder(id))
-				if err != nil {
-					return err
-				}
-				answer, err := result.Answer()
-				if err != nil {
-					return err
-				}
-				return checkResponse(id, answer.Value)
-			})
+			return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return doTx(ctx, client, tx, order, id) })
 		}, err
 	}},
 	{name: "WithTx", orders: 1, keys: 1, keyTable: "idempotency_keys", open: func(pool *pgxpool.Pool) (operation, error) {
@@ -156,17 +151,36 @@ var fresh = []peer{
 			})
 		}, err
 	}},
+	{name: "sql raw", orders: 1, openSQL: rawOnSQL},
+	{name: "sqlstore Do", orders: 1, keys: 1, keyTable: "idempotency_keys", openSQL: doOnSQL(orderOnSQL)},
+	{name: "sqlstore DoTx", orders: 1, keys: 1, keyTable: "idempotency_keys", openSQL: doTxOnSQL},
 }
 
 func openDo(pool *pgxpool.Pool) (operation, error) {
 	client, err := newClient(pool)
-	return func(ctx context.Context, id string) error {
-		result, err := idempotency.Do(ctx, client, paramsOf(id), answerOrder(id))
-		if err != nil {
-			return err
-		}
-		return checkResponse(id, result.Value)
-	}, err
+	return func(ctx context.Context, id string) error { return do(ctx, client, order, id) }, err
+}
+
+// do is Do around the order.
+func do[TTx any](ctx context.Context, client *idempotency.Client[TTx], order func(ctx context.Context, tx TTx, id string) error, id string) error {
+	result, err := idempotency.Do(ctx, client, paramsOf(id), answerOrder(order, id))
+	if err != nil {
+		return err
+	}
+	return checkResponse(id, result.Value)
+}
+
+// doTx is DoTx around the order, in a transaction that is about to commit.
+func doTx[TTx any](ctx context.Context, client *idempotency.Client[TTx], tx TTx, order func(ctx context.Context, tx TTx, id string) error, id string) error {
+	result, err := idempotency.DoTx(ctx, client, tx, paramsOf(id), answerOrder(order, id))
+	if err != nil {
+		return err
+	}
+	answer, err := result.Answer()
+	if err != nil {
+		return err
+	}
+	return checkResponse(id, answer.Value)
 }
 
 // zero2prod is the shape of the book "Zero To Production In Rust": it claims the
@@ -191,7 +205,7 @@ var replay = []peer{
 	{name: "select", open: func(pool *pgxpool.Pool) (operation, error) {
 		return func(ctx context.Context, id string) error {
 			var response []byte
-			if err := pool.QueryRow(ctx, `SELECT response FROM answers WHERE scope = $1 AND id = $2`, scope, id).Scan(&response); err != nil {
+			if err := pool.QueryRow(ctx, selectAnswer, scope, id).Scan(&response); err != nil {
 				return err
 			}
 			return checkResponse(id, response)
@@ -233,14 +247,10 @@ var replay = []peer{
 	}},
 	{name: "Do", keyTable: "idempotency_keys", open: func(pool *pgxpool.Pool) (operation, error) {
 		client, err := newClient(pool)
-		return func(ctx context.Context, id string) error {
-			result, err := idempotency.Do(ctx, client, paramsOf(id), doNothing)
-			if err != nil {
-				return err
-			}
-			return checkResponse(id, result.Value)
-		}, err
+		return func(ctx context.Context, id string) error { return do(ctx, client, noOrder, id) }, err
 	}},
+	{name: "sql select", openSQL: selectOnSQL},
+	{name: "sqlstore Do", keyTable: "idempotency_keys", openSQL: doOnSQL(noOrder)},
 }
 
 // batch does many orders in one transaction.

@@ -37,10 +37,19 @@ type Migration struct {
 // Where nothing is pending, Up only reads, so a role without the right to
 // create tables may call it at every start.
 func Up(ctx context.Context, pool *pgxpool.Pool) error {
-	return withProvider(ctx, pool, "up", func(provider *goose.Provider) error {
+	return withDB(pool, func(db *sql.DB) error { return UpDB(ctx, db) })
+}
+
+// UpDB is Up for a *sql.DB that was opened with github.com/jackc/pgx/v5/stdlib. It works
+// on one connection of it at a time, so SetMaxOpenConns(1) is enough, and waits for one
+// until ctx ends. What tells the schema has to hold for each connection: set search_path
+// in the DSN or for the role, not by a statement.
+func UpDB(ctx context.Context, db *sql.DB) error {
+	return withProvider(ctx, db, "up", func(provider *goose.Provider) error {
 		// Without pending work there is no reason to take the lock.
-		if pending, err := provider.HasPending(ctx); err == nil && !pending {
-			return nil
+		// Where this fails, Up would too, and no longer say why.
+		if pending, err := provider.HasPending(ctx); err != nil || !pending {
+			return err
 		}
 		_, err := provider.Up(ctx)
 		return err
@@ -50,7 +59,12 @@ func Up(ctx context.Context, pool *pgxpool.Pool) error {
 // Down undoes the newest migration. Undoing the first one drops the tables and
 // with them every recorded answer. With nothing to undo it does nothing.
 func Down(ctx context.Context, pool *pgxpool.Pool) error {
-	return withProvider(ctx, pool, "down", func(provider *goose.Provider) error {
+	return withDB(pool, func(db *sql.DB) error { return DownDB(ctx, db) })
+}
+
+// DownDB is Down for a *sql.DB, as UpDB is Up.
+func DownDB(ctx context.Context, db *sql.DB) error {
+	return withProvider(ctx, db, "down", func(provider *goose.Provider) error {
 		if _, err := provider.Down(ctx); err != nil && !errors.Is(err, goose.ErrNoNextVersion) {
 			return err
 		}
@@ -60,9 +74,18 @@ func Down(ctx context.Context, pool *pgxpool.Pool) error {
 
 // Status lists every migration, oldest first. It creates the version table if
 // the database has none.
-func Status(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
+func Status(ctx context.Context, pool *pgxpool.Pool) (migrations []Migration, err error) {
+	err = withDB(pool, func(db *sql.DB) error {
+		migrations, err = StatusDB(ctx, db)
+		return err
+	})
+	return migrations, err
+}
+
+// StatusDB is Status for a *sql.DB, as UpDB is Up.
+func StatusDB(ctx context.Context, db *sql.DB) ([]Migration, error) {
 	var migrations []Migration
-	err := withProvider(ctx, pool, "status", func(provider *goose.Provider) error {
+	err := withProvider(ctx, db, "status", func(provider *goose.Provider) error {
 		statuses, err := provider.Status(ctx)
 		for _, status := range statuses {
 			migrations = append(migrations, Migration{
@@ -76,21 +99,22 @@ func Status(ctx context.Context, pool *pgxpool.Pool) ([]Migration, error) {
 	return migrations, err
 }
 
-func withProvider(ctx context.Context, pool *pgxpool.Pool, command string, fn func(*goose.Provider) error) (err error) {
-	if err := checkSchema(ctx, pool); err != nil {
-		return fmt.Errorf("migrations: %s: %w", command, err)
-	}
+// withDB calls fn with a *sql.DB on the pool's connections.
+func withDB(pool *pgxpool.Pool, fn func(db *sql.DB) error) error {
 	db := stdlib.OpenDBFromPool(pool)
-	defer func() {
-		if closeErr := db.Close(); err == nil && closeErr != nil {
-			err = fmt.Errorf("migrations: %s: %w", command, closeErr)
+	defer func() { _ = db.Close() }() // closes no connection: it keeps none
+	return fn(db)
+}
+
+func withProvider(ctx context.Context, db *sql.DB, command string, fn func(*goose.Provider) error) error {
+	err := checkSchema(ctx, db)
+	if err == nil {
+		var provider *goose.Provider
+		if provider, err = newProvider(db); err == nil {
+			err = fn(provider)
 		}
-	}()
-	provider, err := newProvider(db)
-	if err != nil {
-		return fmt.Errorf("migrations: %s: %w", command, err)
 	}
-	if err := fn(provider); err != nil {
+	if err != nil {
 		return fmt.Errorf("migrations: %s: %w", command, err)
 	}
 	return nil

@@ -1,5 +1,6 @@
 // Package migrations creates and changes samecommit's tables: SQL files in goose's
-// format, and Up, Down and Status, which apply them with goose.
+// format, and Up, Down and Status, which apply them with goose. UpDB, DownDB and
+// StatusDB are these for a *sql.DB.
 //
 // It keeps its own version table, idempotency_schema_version, so an
 // application's own goose migrations are neither read nor numbered with these.

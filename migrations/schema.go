@@ -2,10 +2,9 @@ package migrations
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
-
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // keysTable is the table that every statement of package pgxstore looks for.
@@ -26,7 +25,7 @@ type place struct {
 // would not mean the same tables: goose looks in the first schema of search_path,
 // a statement in all of them. A new, empty table in front of the one that has the
 // keys would let each of their operations run again.
-func checkSchema(ctx context.Context, pool *pgxpool.Pool) error {
+func checkSchema(ctx context.Context, db *sql.DB) error {
 	const query = `
 SELECT
     current_setting('search_path'),
@@ -38,7 +37,7 @@ FROM pg_catalog.pg_class AS c
 INNER JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.oid IN (to_regclass($1::text), to_regclass($2::text))`
 	var p place
-	if err := pool.QueryRow(ctx, query, keysTable, VersionTable).
+	if err := db.QueryRowContext(ctx, query, keysTable, VersionTable).
 		Scan(&p.searchPath, &p.created, &p.keys, &p.version, &p.temporary); err != nil {
 		return fmt.Errorf("look for the tables: %w", err)
 	}

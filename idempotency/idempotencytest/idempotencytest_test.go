@@ -2,6 +2,7 @@ package idempotencytest_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net/http"
@@ -19,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/idempotencytest"
@@ -304,6 +306,26 @@ func mistakes(captured *pgxpool.Pool) map[string]mistake {
 				return func(ctx context.Context, key string) error {
 					_, err := idempotency.Do(ctx, b.Client, bench.Params(key), idempotency.NoResult(func(ctx context.Context, _ pgx.Tx) error {
 						return write(ctx, pool, key)
+					}))
+					return err
+				}
+			},
+			point: "COMMIT,_not_sent", says: "2 effects of a single call, want 1: the connection was reset before the server got statement",
+			passes: "COMMIT,_reply_lost",
+		},
+		"the *sql.DB inside the function": {
+			handler: func(t *testing.T, pool *pgxpool.Pool) idempotencytest.Call {
+				t.Helper()
+				db := stdlib.OpenDBFromPool(pool)
+				t.Cleanup(func() { _ = db.Close() })
+				service, err := newCharges(db)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return func(ctx context.Context, key string) error {
+					_, err := idempotency.Do(ctx, service.client, bench.Params(key), idempotency.NoResult(func(ctx context.Context, _ *sql.Tx) error {
+						_, err := db.ExecContext(ctx, `INSERT INTO effects (name) VALUES ($1)`, key)
+						return err
 					}))
 					return err
 				}

@@ -108,5 +108,7 @@ func TestTransactionContract(t *testing.T) {
 	}
 }
 
-var _ = stdlib.OpenDBFromPool
-var _ = fmt.Sprint
+var (
+	_ = stdlib.OpenDBFromPool
+	_ = fmt.Sprint
+)

@@ -26,6 +26,7 @@ const (
 	// enforcedFrom is how many calls must reach every cell of the report.
 	enforcedFrom    = 50_000
 	processes       = 4
+	processesOnPgx  = 2 // the others are on database/sql
 	killRounds      = 20
 	workersPerEach  = 6
 	checkTimeout    = 2 * time.Minute
@@ -89,7 +90,7 @@ func (l *load) run(parent context.Context, i *injector) (audits int) {
 	sweeping.Go(func() {
 		for ctx.Err() == nil {
 			// It fails as all else does. Most expired answers stay for callers to meet.
-			_, _ = l.processes[0].clients[0].DeleteExpired(ctx, 2)
+			_ = l.processes[0].callers[0].sweep(ctx)
 			pause(ctx, time.Second)
 		}
 	})
@@ -117,7 +118,7 @@ func (l *load) finish() (history []*call) {
 	for _, w := range l.workers {
 		history = append(history, w.history...)
 	}
-	settler := l.newProcess(len(l.processes), pgx.QueryExecModeCacheStatement)
+	settler := l.newProcess(len(l.processes), pgx.QueryExecModeCacheStatement, false)
 	history = append(history, l.settle(ctx, settler, history)...)
 	l.wantNoLocks(ctx, settler)
 	settler.close(ctx)
@@ -194,11 +195,21 @@ func (l *load) settle(ctx context.Context, p *process, history []*call) (settlin
 func (p *process) close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if !poll(ctx, 2*time.Millisecond, func() bool { return p.pool.Stat().AcquiredConns() == 0 }) {
-		p.load.t.Errorf("process %d: %d connections were not given back", p.id, p.pool.Stat().AcquiredConns())
+	inUse := func() int {
+		if p.db != nil {
+			return p.db.Stats().InUse
+		}
+		return int(p.pool.Stat().AcquiredConns())
+	}
+	if !poll(ctx, 2*time.Millisecond, func() bool { return inUse() == 0 }) {
+		p.load.t.Errorf("process %d: %d connections were not given back", p.id, inUse())
 		return // Close would wait for them
 	}
-	p.pool.Close()
+	if p.db != nil {
+		_ = p.db.Close() // says so of connections that were cut
+	} else {
+		p.pool.Close()
+	}
 	p.cutter.Close()
 }
 
@@ -316,6 +327,7 @@ func (i *injector) report(t *testing.T, history []*call, ambiguous [2]int) {
 		row(string(k), func(f fault) any { return cells[k][f] })
 	}
 	t.Logf("what callers were told, by the faults that they met\n%s", table(rows))
+	i.reportStores(t, history)
 	t.Logf("%d commits lost their reply: %d had committed, %d had not", ambiguous[0], ambiguous[1], ambiguous[0]-ambiguous[1])
 	if i.load.target < enforcedFrom {
 		t.Logf("%d calls are too few to ask that every cell be filled", i.load.target)
@@ -334,4 +346,41 @@ func (i *injector) report(t *testing.T, history []*call, ambiguous [2]int) {
 	if ambiguous[1] == 0 || ambiguous[1] == ambiguous[0] {
 		t.Error("the commits whose reply was lost went one way only")
 	}
+}
+
+// reportStores prints what callers were told by each store.
+func (i *injector) reportStores(t *testing.T, history []*call) {
+	t.Helper()
+	stores := []string{"pgxstore", "sqlstore"}
+	verbs := []string{verbDo, verbDoTx, verbBegin, verbBeginMany, verbGet}
+	type cell struct {
+		store, verb string
+		kind        kind
+	}
+	cells := make(map[cell]int)
+	for _, c := range history {
+		store := stores[0]
+		if c.process >= processesOnPgx && c.process < processes {
+			store = stores[1]
+		}
+		cells[cell{store, c.verb, c.kind}]++
+	}
+	header := []any{"store", "verb"}
+	for _, k := range tellable {
+		header = append(header, k)
+	}
+	rows := [][]any{header}
+	for _, store := range stores {
+		for _, verb := range verbs {
+			row := []any{store, verb}
+			for _, k := range tellable {
+				row = append(row, cells[cell{store, verb, k}])
+			}
+			rows = append(rows, row)
+			if i.load.target >= enforcedFrom && verb != verbGet && (cells[cell{store, verb, executed}] == 0 || cells[cell{store, verb, replayed}] == 0) {
+				t.Errorf("no call of %s by %s executed, or none replayed: this run has not proved it", verb, store)
+			}
+		}
+	}
+	t.Logf("what callers were told, by the store that told them\n%s", table(rows))
 }

@@ -4,6 +4,7 @@ package chaos_test
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/pgxstore"
@@ -77,13 +79,33 @@ type load struct {
 	ambiguous []string // effects whose COMMIT's reply was lost
 }
 
-// process is what a process has to itself: a pool, clients with their gates.
+// process is what a process has to itself: a pool, and clients with their gates.
 type process struct {
-	load    *load
-	id      int
+	load   *load
+	id     int
+	cutter *pgcut.Cutter
+	// pool is that of pgx, or db that of database/sql.
 	pool    *pgxpool.Pool
-	cutter  *pgcut.Cutter
-	clients []*idempotency.Client[pgx.Tx] // by level
+	db      *sql.DB
+	callers []caller // by level
+}
+
+// caller makes calls of one isolation level.
+type caller interface {
+	do(ctx context.Context, c *call, wait time.Duration, runs *attempt, end ending, cancel func()) error
+	get(ctx context.Context, c *call) error
+	// inOwnTx makes the others, in a transaction of its own.
+	inOwnTx(ctx context.Context, calls []*call, wait time.Duration, runs *attempt, end ending, cancel func()) error
+	sweep(ctx context.Context) error
+}
+
+// callerOn is a caller with a store for transactions of this type.
+type callerOn[TTx any] struct {
+	*load
+	client *idempotency.Client[TTx]
+	insert func(ctx context.Context, tx TTx, key idempotency.Key, effect string) error
+	// begin calls fn in a transaction, and commits it.
+	begin func(ctx context.Context, fn func(ctx context.Context, tx TTx) error) error
 }
 
 // newLoad makes the processes and their workers, and what they write to.
@@ -109,7 +131,7 @@ func newLoad(t *testing.T, s *server, seed uint64, processes int) *load {
 		l.offset = sent.Add(trip / 2).Sub(theirs)
 	}
 	for id := range processes {
-		p := l.newProcess(id, execModes[(uint64(id)+seed)%uint64(len(execModes))])
+		p := l.newProcess(id, execModes[(uint64(id)+seed)%uint64(len(execModes))], id >= processesOnPgx)
 		l.processes = append(l.processes, p)
 		for range workersPerEach {
 			n := len(l.workers)
@@ -119,7 +141,7 @@ func newLoad(t *testing.T, s *server, seed uint64, processes int) *load {
 	return l
 }
 
-func (l *load) newProcess(id int, mode pgx.QueryExecMode) *process {
+func (l *load) newProcess(id int, mode pgx.QueryExecMode, onSQL bool) *process {
 	l.t.Helper()
 	p := &process{load: l, id: id, cutter: &pgcut.Cutter{}}
 	config := l.server.config.Copy()
@@ -133,15 +155,37 @@ func (l *load) newProcess(id int, mode pgx.QueryExecMode) *process {
 	if err := p.cutter.Install(&config.ConnConfig.Config); err != nil {
 		l.t.Fatal(err)
 	}
-	var err error
-	if p.pool, err = pgxpool.NewWithConfig(l.t.Context(), config); err != nil {
-		l.t.Fatal(err)
+	if onSQL {
+		p.db = stdlib.OpenDB(*config.ConnConfig)
+		p.db.SetMaxOpenConns(int(config.MaxConns))
+		p.db.SetMaxIdleConns(int(config.MaxConns))
+	} else {
+		var err error
+		if p.pool, err = pgxpool.NewWithConfig(l.t.Context(), config); err != nil {
+			l.t.Fatal(err)
+		}
 	}
 	for _, level := range levels {
-		p.clients = append(p.clients, newClient(l.t, bench.NewStore(l.t, p.pool, &pgxstore.Config{
+		config := &pgxstore.Config{
 			TxOptions: pgx.TxOptions{IsoLevel: level}, IdleTimeout: loadIdleTimeout,
 			CommitTimeout: loadCommitTimeout, ResolveTimeout: loadResolveTimeout,
-		})))
+		}
+		if onSQL {
+			p.callers = append(p.callers, &callerOn[*sql.Tx]{
+				l, newClient(l.t, newSQLStore(l.t, p.db, config)), insertOnSQL,
+				func(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) error) error {
+					return beginOnSQL(ctx, p.db, level, fn)
+				},
+			})
+			continue
+		}
+		options := &txhelper.Options{TxOptions: config.TxOptions, CommitTimeout: loadCommitTimeout}
+		p.callers = append(p.callers, &callerOn[pgx.Tx]{
+			l, newClient(l.t, bench.NewStore(l.t, p.pool, config)), insert,
+			func(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+				return txhelper.Run(ctx, p.pool, options, fn)
+			},
+		})
 	}
 	return p
 }
@@ -354,29 +398,32 @@ func (p *process) make(ctx context.Context, calls []*call, level int, wait, canc
 			c.ended(err)
 		}
 	}()
-	client, c := p.clients[level], calls[0]
+	caller, c := p.callers[level], calls[0]
 	switch c.verb {
 	case verbDo:
-		err = p.load.do(ctx, client, c, wait, runs, end, cancel)
+		err = caller.do(ctx, c, wait, runs, end, cancel)
 	case verbGet:
-		err = p.load.get(ctx, client, c)
+		err = caller.get(ctx, c)
 	default:
-		options := &txhelper.Options{TxOptions: pgx.TxOptions{IsoLevel: levels[level]}, CommitTimeout: loadCommitTimeout}
-		err = txhelper.Run(ctx, p.pool, options, func(ctx context.Context, tx pgx.Tx) error {
-			for _, c := range calls {
-				c.kind, c.by, c.err = "", "", nil
-			}
-			runs.run()
-			switch c.verb {
-			case verbDoTx:
-				return p.load.doTx(ctx, client, tx, c, wait, runs, end, cancel)
-			case verbBegin:
-				return p.load.begin(ctx, client, tx, c, wait, runs, end, cancel)
-			default:
-				return p.load.beginMany(ctx, client, tx, calls, runs, end, cancel)
-			}
-		})
+		err = caller.inOwnTx(ctx, calls, wait, runs, end, cancel)
 	}
+}
+
+func (l *callerOn[TTx]) inOwnTx(ctx context.Context, calls []*call, wait time.Duration, runs *attempt, end ending, cancel func()) error {
+	return l.begin(ctx, func(ctx context.Context, tx TTx) error {
+		for _, c := range calls {
+			c.kind, c.by, c.err = "", "", nil
+		}
+		runs.run()
+		switch c := calls[0]; c.verb {
+		case verbDoTx:
+			return l.doTx(ctx, tx, c, wait, runs, end, cancel)
+		case verbBegin:
+			return l.beginOne(ctx, tx, c, wait, runs, end, cancel)
+		default:
+			return l.beginMany(ctx, tx, calls, runs, end, cancel)
+		}
+	})
 }
 
 // ended notes how the call ended. What it executed in a transaction is its
@@ -416,8 +463,8 @@ func kindOf(err error) kind {
 }
 
 // operate is the function of an operation.
-func operate(ctx context.Context, tx pgx.Tx, key idempotency.Key, effect string, end ending, cancel func()) (string, error) {
-	if err := insert(ctx, tx, key, effect); err != nil {
+func (l *callerOn[TTx]) operate(ctx context.Context, tx TTx, key idempotency.Key, effect string, end ending, cancel func()) (string, error) {
+	if err := l.insert(ctx, tx, key, effect); err != nil {
 		return "", err
 	}
 	switch end {
@@ -463,12 +510,17 @@ func (l *load) answeredBy(c *call, record *idempotency.Record) error {
 
 const finalType = idempotency.TypeErrorPrefix + "refusal"
 
-func (l *load) do(ctx context.Context, client *idempotency.Client[pgx.Tx], c *call, wait time.Duration, runs *attempt, end ending, cancel func()) error {
-	result, err := idempotency.Do(ctx, client, c.params(wait), func(ctx context.Context, tx pgx.Tx) (string, error) {
+func (l *callerOn[TTx]) do(ctx context.Context, c *call, wait time.Duration, runs *attempt, end ending, cancel func()) error {
+	result, err := idempotency.Do(ctx, l.client, c.params(wait), func(ctx context.Context, tx TTx) (string, error) {
 		runs.run()
-		return operate(ctx, tx, c.key, runs.effect(c.eid), end, cancel)
+		return l.operate(ctx, tx, c.key, runs.effect(c.eid), end, cancel)
 	})
 	return l.result(c, result, err)
+}
+
+func (l *callerOn[TTx]) sweep(ctx context.Context) error {
+	_, err := l.client.DeleteExpired(ctx, 2)
+	return err
 }
 
 func (l *load) result(c *call, result idempotency.Result[string], err error) error {
@@ -488,8 +540,8 @@ func (l *load) result(c *call, result idempotency.Result[string], err error) err
 	return nil
 }
 
-func (l *load) get(ctx context.Context, client *idempotency.Client[pgx.Tx], c *call) error {
-	record, err := client.Get(ctx, c.key)
+func (l *callerOn[TTx]) get(ctx context.Context, c *call) error {
+	record, err := l.client.Get(ctx, c.key)
 	if err != nil {
 		return err
 	}
@@ -509,9 +561,9 @@ var fingerprints = map[string]string{
 // A call in a transaction of its caller's has an answer of its own only once
 // that has committed: until then c.kind is left open.
 
-func (l *load) doTx(ctx context.Context, client *idempotency.Client[pgx.Tx], tx pgx.Tx, c *call, wait time.Duration, runs *attempt, end ending, cancel func()) error {
-	result, err := idempotency.DoTx(ctx, client, tx, c.params(wait), func(ctx context.Context, tx pgx.Tx) (string, error) {
-		return operate(ctx, tx, c.key, runs.effect(c.eid), end, cancel)
+func (l *callerOn[TTx]) doTx(ctx context.Context, tx TTx, c *call, wait time.Duration, runs *attempt, end ending, cancel func()) error {
+	result, err := idempotency.DoTx(ctx, l.client, tx, c.params(wait), func(ctx context.Context, tx TTx) (string, error) {
+		return l.operate(ctx, tx, c.key, runs.effect(c.eid), end, cancel)
 	})
 	if err != nil {
 		return err
@@ -520,8 +572,8 @@ func (l *load) doTx(ctx context.Context, client *idempotency.Client[pgx.Tx], tx 
 	return l.result(c, answer, err)
 }
 
-func (l *load) begin(ctx context.Context, client *idempotency.Client[pgx.Tx], tx pgx.Tx, c *call, wait time.Duration, runs *attempt, end ending, cancel func()) error {
-	verbs := client.WithTx(tx)
+func (l *callerOn[TTx]) beginOne(ctx context.Context, tx TTx, c *call, wait time.Duration, runs *attempt, end ending, cancel func()) error {
+	verbs := l.client.WithTx(tx)
 	outcome, err := verbs.Begin(ctx, c.params(wait))
 	if err != nil {
 		return err
@@ -534,7 +586,7 @@ func (l *load) begin(ctx context.Context, client *idempotency.Client[pgx.Tx], tx
 		return nil
 	}
 	effect := runs.effect(c.eid)
-	if _, err := operate(ctx, tx, c.key, effect, end, cancel); err != nil {
+	if _, err := l.operate(ctx, tx, c.key, effect, end, cancel); err != nil {
 		return err
 	}
 	record, err := verbs.Complete(ctx, outcome.Claim, response(effect))
@@ -544,12 +596,12 @@ func (l *load) begin(ctx context.Context, client *idempotency.Client[pgx.Tx], tx
 	return l.answeredBy(c, record)
 }
 
-func (l *load) beginMany(ctx context.Context, client *idempotency.Client[pgx.Tx], tx pgx.Tx, calls []*call, runs *attempt, end ending, cancel func()) error {
+func (l *callerOn[TTx]) beginMany(ctx context.Context, tx TTx, calls []*call, runs *attempt, end ending, cancel func()) error {
 	params := make([]idempotency.Params, 0, len(calls))
 	for _, c := range calls {
 		params = append(params, c.params(0))
 	}
-	batch, err := client.WithTx(tx).BeginMany(ctx, params)
+	batch, err := l.client.WithTx(tx).BeginMany(ctx, params)
 	if err != nil {
 		return err
 	}
@@ -566,7 +618,7 @@ func (l *load) beginMany(ctx context.Context, client *idempotency.Client[pgx.Tx]
 			}
 		default:
 			effect := runs.effect(c.eid)
-			if _, err := operate(ctx, tx, c.key, effect, end, cancel); err != nil {
+			if _, err := l.operate(ctx, tx, c.key, effect, end, cancel); err != nil {
 				return err
 			}
 			item.Response = response(effect)

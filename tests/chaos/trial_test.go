@@ -75,7 +75,7 @@ func newLab(t *testing.T) *lab {
 	return l
 }
 
-func newClient(t *testing.T, store *pgxstore.Store) *idempotency.Client[pgx.Tx] {
+func newClient[TTx any](t *testing.T, store idempotency.TxStore[TTx]) *idempotency.Client[TTx] {
 	t.Helper()
 	client, err := idempotency.NewClient(store, clientConfig)
 	if err != nil {
@@ -157,6 +157,7 @@ type trial struct {
 	behind    *pgxpool.Pool
 	cutStore  *pgxstore.Store
 	cutClient *idempotency.Client[pgx.Tx]
+	config    *pgxstore.Config // of cutStore
 	options   *txhelper.Options
 
 	// name is that of its connections, key that of its key.
@@ -201,15 +202,15 @@ func newTrial(ctx context.Context, v *variant, l *lab, point *pgcut.Point) (*tri
 		return nil, err
 	}
 	tr.options = &txhelper.Options{TxOptions: pgx.TxOptions{IsoLevel: v.level}, MaxAttempts: attempts}
-	storeConfig := &pgxstore.Config{TxOptions: tr.options.TxOptions, MaxAttempts: attempts, IdleTimeout: idleTimeout}
+	tr.config = &pgxstore.Config{TxOptions: tr.options.TxOptions, MaxAttempts: attempts, IdleTimeout: idleTimeout}
 	switch {
 	case point == nil:
 	case point.Mode == pgcut.Outage:
-		storeConfig.ConnectTimeout = patience
-		storeConfig.ResolveTimeout = patience
+		tr.config.ConnectTimeout = patience
+		tr.config.ResolveTimeout = patience
 	case point.Mode == pgcut.Silence:
-		storeConfig.CommitTimeout = commitPatience
-		storeConfig.ResolveTimeout = resolvePatience
+		tr.config.CommitTimeout = commitPatience
+		tr.config.ResolveTimeout = resolvePatience
 		tr.options.CommitTimeout = commitPatience
 		tr.options.RollbackTimeout = resolvePatience
 	}
@@ -217,7 +218,7 @@ func newTrial(ctx context.Context, v *variant, l *lab, point *pgcut.Point) (*tri
 	if tr.behind, err = pgxpool.NewWithConfig(ctx, config); err != nil {
 		return nil, err
 	}
-	if tr.cutStore, err = pgxstore.New(tr.behind, storeConfig); err != nil {
+	if tr.cutStore, err = pgxstore.New(tr.behind, tr.config); err != nil {
 		return nil, err
 	}
 	tr.cutClient, err = idempotency.NewClient(tr.cutStore, clientConfig)
@@ -249,13 +250,21 @@ func (tr *trial) params() idempotency.Params {
 
 // operation writes an effect with an id of its own, which is the answer.
 func (tr *trial) operation(ctx context.Context, tx pgx.Tx) (string, error) {
-	id := fmt.Sprintf("%s run %d", tr.key, len(tr.runs)+1)
-	tr.runs = append(tr.runs, effectRun{id, tr.cutter.Cut() == nil})
+	id := tr.run()
 	return id, tr.effect(ctx, tx, id)
 }
 
+// run returns the id of another run.
+func (tr *trial) run() string {
+	id := fmt.Sprintf("%s run %d", tr.key, len(tr.runs)+1)
+	tr.runs = append(tr.runs, effectRun{id, tr.cutter.Cut() == nil})
+	return id
+}
+
+const insertEffect = `INSERT INTO effects (key, id) VALUES ($1, $2)`
+
 func (tr *trial) effect(ctx context.Context, tx pgx.Tx, id string) error {
-	_, err := tx.Exec(ctx, `INSERT INTO effects (key, id) VALUES ($1, $2)`, tr.key, id)
+	_, err := tx.Exec(ctx, insertEffect, tr.key, id)
 	return err
 }
 

@@ -140,6 +140,7 @@ func conforms(t *testing.T, c *cell) {
 		t.Parallel()
 		settings(t, c)
 	})
+	conformsOnSQL(t, c)
 }
 
 // runsOnce runs, replays and runs again what has expired.
