@@ -100,6 +100,19 @@ func TestKilledBackendInsideDo(t *testing.T) {
 	}
 }
 
+// What cannot be used again is no place in the pool.
+func TestBrokenConnectionLeavesThePool(t *testing.T) {
+	t.Parallel()
+	b := newSingleBench(t, nil)
+	if err := b.store.Transact(t.Context(), b.kill); err == nil {
+		t.Error("the killed transaction was committed")
+	}
+	if open := b.db.Stats().OpenConnections; open != 0 {
+		t.Errorf("%d connections are open", open)
+	}
+	b.wantUsable(t)
+}
+
 // A connection that died in the pool is replaced before anything has run.
 func TestDeadConnectionInThePool(t *testing.T) {
 	t.Parallel()
