@@ -3,6 +3,7 @@ package txhelper
 import (
 	"context"
 	"errors"
+	"runtime"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -31,8 +32,15 @@ type Borrowed struct {
 
 // loan is a connection of a Lender, which a goroutine holds by staying in Lend.
 type loan struct {
-	// over is closed to end it, ended when the lender has the connection again.
-	over, ended chan struct{}
+	// lent has the connection, and is closed when the lender has it again. What follows
+	// is set then.
+	lent chan *pgx.Conn
+	// over is closed to end it.
+	over chan struct{}
+	err  error
+	// died says that Lend panicked, or called runtime.Goexit where panicked is nil.
+	died     bool
+	panicked any
 }
 
 // Borrow takes a connection out of a pool, to be released by the caller. ok is false where
@@ -56,22 +64,38 @@ func Borrow(ctx context.Context, db DB) (borrowed Borrowed, ok bool, err error) 
 }
 
 func borrow(ctx context.Context, lender Lender) (Borrowed, error) {
-	l := &loan{over: make(chan struct{}), ended: make(chan struct{})}
-	lent := make(chan *pgx.Conn)
-	var err error
-	go func() {
-		defer close(l.ended)
-		err = lender.Lend(ctx, func(conn *pgx.Conn) error {
-			lent <- conn
-			<-l.over
-			return nil
-		})
+	l := &loan{lent: make(chan *pgx.Conn), over: make(chan struct{}), died: true}
+	go l.hold(ctx, lender)
+	conn, ok := <-l.lent
+	if !ok {
+		l.rethrow()
+		return Borrowed{}, l.err
+	}
+	return Borrowed{conn: conn, loan: l}, nil
+}
+
+func (l *loan) hold(ctx context.Context, lender Lender) {
+	defer func() {
+		if l.died {
+			l.panicked = recover()
+		}
+		close(l.lent)
 	}()
-	select {
-	case conn := <-lent:
-		return Borrowed{conn: conn, loan: l}, nil
-	case <-l.ended:
-		return Borrowed{}, err
+	l.err = lender.Lend(ctx, func(conn *pgx.Conn) error {
+		l.lent <- conn
+		<-l.over
+		return nil
+	})
+	l.died = false
+}
+
+// rethrow ends the borrower as the goroutine has, whose panic nobody could recover.
+func (l *loan) rethrow() {
+	switch {
+	case l.panicked != nil:
+		panic(l.panicked)
+	case l.died:
+		runtime.Goexit()
 	}
 }
 
@@ -85,7 +109,8 @@ func (b *Borrowed) Release() {
 		b.pooled.Release()
 	case b.loan != nil:
 		close(b.loan.over)
-		<-b.loan.ended
+		<-b.loan.lent
+		b.loan.rethrow()
 	}
 }
 

@@ -35,8 +35,12 @@ func (t *callerTx) look(fn func(conn *pgx.Conn) error) error {
 	switch {
 	case looked.called:
 		return looked.err
-	case errors.Is(err, sql.ErrTxDone), errors.Is(err, driver.ErrBadConn):
+	case errors.Is(err, sql.ErrTxDone):
 		return t.explain(err)
+	case errors.Is(err, driver.ErrBadConn): // it is closed
+		return fmt.Errorf("%w: %w", txhelper.ErrLostBeforeCommit, err)
+	case err == nil: // it ran
+		return ErrDriver
 	default:
 		return fmt.Errorf("%w; it says: %w", ErrDriver, err)
 	}
@@ -163,9 +167,13 @@ func (t *callerTx) Savepoint(ctx context.Context, fn func(ctx context.Context, t
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), txhelper.DefaultRollbackTimeout)
 		defer cancel()
-		// Where it fails, the transaction is aborted or has ended. Without arguments pgx
-		// uses the simple protocol: one flight for both.
-		_, _ = t.Exec(ctx, "ROLLBACK TO SAVEPOINT "+savepoint+"; RELEASE SAVEPOINT "+savepoint)
+		// Without arguments pgx uses the simple protocol: one flight for both. Where the
+		// server refuses it, the transaction is aborted or has ended.
+		_, err := t.Exec(ctx, "ROLLBACK TO SAVEPOINT "+savepoint+"; RELEASE SAVEPOINT "+savepoint)
+		if err != nil && sqlState(err) == "" {
+			// Rows were in the way. The transaction must not commit what stays in it.
+			_ = t.look(func(conn *pgx.Conn) error { return conn.Close(ctx) }) //nolint:contextcheck // look sends nothing.
+		}
 	}()
 	if err := fn(ctx, t); err != nil {
 		return err

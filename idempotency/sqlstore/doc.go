@@ -6,4 +6,8 @@
 // work on pgx connections out of the *sql.DB: open that with the driver of
 // github.com/jackc/pgx/v5/stdlib. docs/database-sql.md is about what database/sql and the
 // packages above it do otherwise.
+//
+// While the function of Do runs, its connection is lent by sql.Conn.Raw. The Close of a
+// *sql.Stmt that was prepared on the *sql.DB may wait for that to end: do not call it in
+// the function.
 package sqlstore

@@ -3,20 +3,20 @@ package sqlstore_test
 import (
 	"context"
 	"database/sql"
-	"fmt"
+	"errors"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/sqlstore"
-	"github.com/samecommit/samecommit/idempotency/storetest"
 	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
 )
 
-// bench is a store, a client and a table for effects on a *sql.DB.
-type bench struct {
+// sqlBench is a store, a client and a table for effects on a *sql.DB.
+type sqlBench struct {
+	// pool looks at the database beside db.
 	pool   *pgxpool.Pool
 	db     *sql.DB
 	store  *sqlstore.Store
@@ -24,25 +24,49 @@ type bench struct {
 }
 
 // newBench is on a database of its own, opened by sql.Open.
-func newBench(t *testing.T, config *sqlstore.Config) *bench {
+func newBench(t testing.TB, config *sqlstore.Config) *sqlBench {
 	t.Helper()
 	pool := pgtest.DB(t)
-	db, err := sql.Open("pgx", pool.Config().ConnString())
+	return newBenchOn(t, pool, openDB(t, pool.Config().ConnString()), config)
+}
+
+// newSingleBench is newBench with one connection only.
+func newSingleBench(t testing.TB, config *sqlstore.Config) *sqlBench {
+	t.Helper()
+	b := newBench(t, config)
+	b.db.SetMaxOpenConns(1)
+	return b
+}
+
+func openDB(t testing.TB, url string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("pgx", url)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return closed(t, db)
+}
+
+// closed closes db with the test.
+func closed(t testing.TB, db *sql.DB) *sql.DB {
+	t.Helper()
 	t.Cleanup(func() {
 		if err := db.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return newBenchOn(t, pool, db, config)
+	return db
 }
 
-func newBenchOn(t *testing.T, pool *pgxpool.Pool, db *sql.DB, config *sqlstore.Config) *bench {
+func newBenchOn(t testing.TB, pool *pgxpool.Pool, db *sql.DB, config *sqlstore.Config) *sqlBench {
 	t.Helper()
-	if _, err := pool.Exec(t.Context(), `CREATE TABLE IF NOT EXISTS effects (name text NOT NULL)`); err != nil {
-		t.Fatal(err)
+	for _, text := range []string{
+		`CREATE TABLE IF NOT EXISTS effects (name text NOT NULL)`,
+		`CREATE OR REPLACE FUNCTION fail_40001() RETURNS int LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''test'' USING ERRCODE = ''40001''; END'`,
+	} {
+		if _, err := pool.Exec(t.Context(), text); err != nil {
+			t.Fatal(err)
+		}
 	}
 	store, err := sqlstore.New(db, config)
 	if err != nil {
@@ -52,7 +76,7 @@ func newBenchOn(t *testing.T, pool *pgxpool.Pool, db *sql.DB, config *sqlstore.C
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &bench{pool: pool, db: db, store: store, client: client}
+	return &sqlBench{pool: pool, db: db, store: store, client: client}
 }
 
 func effect(ctx context.Context, tx *sql.Tx, name string) error {
@@ -60,55 +84,62 @@ func effect(ctx context.Context, tx *sql.Tx, name string) error {
 	return err
 }
 
-func (b *bench) effects(ctx context.Context, name string) (count int, err error) {
+// statement is something that a function does by SQL.
+func statement(text string) func(context.Context, *sql.Tx) error {
+	return func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, text)
+		return err
+	}
+}
+
+func (b *sqlBench) effects(ctx context.Context, name string) (count int, err error) {
 	err = b.pool.QueryRow(ctx, `SELECT count(*) FROM effects WHERE name = $1`, name).Scan(&count)
 	return count, err
 }
 
-func (b *bench) harness(callers sql.IsolationLevel) storetest.Harness[*sql.Tx] {
-	return storetest.Harness[*sql.Tx]{
-		Store: b.store,
-		Begin: func(ctx context.Context) (*sql.Tx, func(context.Context) error, func(context.Context) error, error) {
-			tx, err := b.db.BeginTx(ctx, &sql.TxOptions{Isolation: callers})
-			if err != nil {
-				return nil, nil, nil, err
-			}
-			return tx, func(context.Context) error { return tx.Commit() }, func(context.Context) error { return tx.Rollback() }, nil
-		},
-		Effect:       effect,
-		Effects:      b.effects,
-		Commit:       func(_ context.Context, tx *sql.Tx) error { return tx.Commit() },
-		Rollback:     func(_ context.Context, tx *sql.Tx) error { return tx.Rollback() },
-		CallerMayEnd: true,
-	}
-}
-
-func TestStoreContract(t *testing.T) {
-	t.Parallel()
-	storetest.Run(t, func(t *testing.T) idempotency.Store {
-		t.Helper()
-		return newBench(t, nil).store
+// do has one effect, then does what end says.
+func (b *sqlBench) do(ctx context.Context, name string, end func(context.Context, *sql.Tx) error) error {
+	_, err := idempotency.Do(ctx, b.client, bench.Params(name), func(ctx context.Context, tx *sql.Tx) (string, error) {
+		if err := effect(ctx, tx, name); err != nil {
+			return "", err
+		}
+		return name, end(ctx, tx)
 	})
+	return err
 }
 
-func TestTransactionContract(t *testing.T) {
-	t.Parallel()
-	for _, level := range []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelSnapshot, sql.LevelSerializable} {
-		t.Run(level.String(), func(t *testing.T) {
-			t.Parallel()
-			storetest.RunTx(t, func(t *testing.T) storetest.Harness[*sql.Tx] {
-				t.Helper()
-				callers := level
-				if level == sql.LevelSerializable {
-					callers = sql.LevelRepeatableRead // as in tests/conformance_test.go
-				}
-				return newBench(t, &sqlstore.Config{TxOptions: sql.TxOptions{Isolation: level}}).harness(callers)
-			})
-		})
+// want checks how many effects there are, and whether the key has an answer.
+func (b *sqlBench) want(t testing.TB, name string, effects int, answered bool) {
+	t.Helper()
+	found, err := b.effects(t.Context(), name)
+	if err != nil || found != effects {
+		t.Errorf("%d effects, %v; want %d", found, err, effects)
+	}
+	record, err := b.client.Get(t.Context(), bench.Params(name).Key)
+	if answered && (err != nil || record.State != idempotency.Completed) || !answered && !errors.Is(err, idempotency.ErrNotFound) {
+		t.Errorf("Get: %+v, %v; want an answer: %t", record, err, answered)
 	}
 }
 
-var (
-	_ = stdlib.OpenDBFromPool
-	_ = fmt.Sprint
-)
+// wantUsable checks that nobody has a connection, and that one can be had.
+func (b *sqlBench) wantUsable(t testing.TB) {
+	t.Helper()
+	if stats := b.db.Stats(); stats.InUse != 0 {
+		t.Errorf("%d connections are still in use", stats.InUse)
+	}
+	name := "usable after " + t.Name()
+	if err := b.do(t.Context(), name, func(context.Context, *sql.Tx) error { return nil }); err != nil {
+		t.Errorf("the next Do: %v", err)
+	}
+	b.want(t, name, 1, true)
+}
+
+// kill ends the server's side of the connection that tx is on.
+func (b *sqlBench) kill(ctx context.Context, tx *sql.Tx) error {
+	var pid int
+	if err := tx.QueryRowContext(ctx, `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+		return err
+	}
+	_, err := b.pool.Exec(ctx, `SELECT pg_terminate_backend($1, 10000)`, pid)
+	return err
+}

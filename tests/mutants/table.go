@@ -22,6 +22,7 @@ const (
 	httpFolder      = "idempotency/httpidem"
 	mongoFolder     = "idempotency/mongostore"
 	mongoFile       = mongoFolder + "/store.go"
+	sqlFolder       = "idempotency/sqlstore"
 )
 
 // contract is where pgxstore runs the suite of stores with transactions.
@@ -146,7 +147,7 @@ var table = []mutant{
 	},
 	{
 		name: "an immediate guard looks like an ended transaction", breaks: honest,
-		edits: []edit{{"idempotency/pgxstore/guard.go", "TxStatus() == 'E'", "TxStatus() == 'T'"}},
+		edits: []edit{{"idempotency/pgxstore/guard.go", "txStatus(v.tx) == 'E'", "txStatus(v.tx) == 'T'"}},
 		test:  "TestConstraintsMadeImmediate",
 		pkg:   "idempotency/pgxstore",
 	},
@@ -455,7 +456,7 @@ var table = []mutant{
 	},
 	{
 		name: "a commit that takes too long is cancelled", breaks: keeps,
-		edits: []edit{{txFile, "\tif t.pooled == nil {\n\t\treturn t.commitInTime", "\tif t.conn != nil {\n\t\treturn t.commitInTime"}},
+		edits: []edit{{txFile, "\tif t.borrowed.Conn() == nil {\n\t\treturn t.commitInTime", "\tif t.conn != nil {\n\t\treturn t.commitInTime"}},
 		test:  "TestCommitIsAbandonedNotCancelled",
 		pkg:   "txhelper",
 	},
@@ -607,7 +608,7 @@ var table = []mutant{
 	// Whoever ends the transaction.
 	{
 		name: "a function commits the transaction of Do", breaks: together,
-		edits: []edit{{"txhelper/tx.go", "\tif tx.parent != nil {\n\t\treturn tx.note(tx.Tx.Commit(ctx))", "\tif tx.parent != tx {\n\t\treturn tx.note(tx.Tx.Commit(ctx))"}},
+		edits: []edit{{"txhelper/tx.go", "\tif tx.parent != nil {\n\t\treturn tx.Note(tx.Tx.Commit(ctx))", "\tif tx.parent != tx {\n\t\treturn tx.Note(tx.Tx.Commit(ctx))"}},
 		test:  "TestRunRefusesToCommit",
 		pkg:   "txhelper",
 	},
@@ -628,7 +629,7 @@ var table = []mutant{
 	},
 	{
 		name: "a connection is not given back", breaks: neutral,
-		edits: []edit{{txFile, "\tdefer t.release()\n", "\tif t.nested {\n\t\tdefer t.release()\n\t}\n"}},
+		edits: []edit{{txFile, "\tdefer t.borrowed.Release()\n", "\tif t.nested {\n\t\tdefer t.borrowed.Release()\n\t}\n"}},
 		test:  "TestGoexitAndPanicFreeTheKey",
 		pkg:   "idempotency/pgxstore",
 	},
@@ -943,19 +944,19 @@ var table = []mutant{
 	},
 	{
 		name: "Get is sent without settings", breaks: apart,
-		edits: []edit{{storeFile, "return s.get(ctx, s.querier(s.db), key)", "return s.get(ctx, s.db, key)"}},
+		edits: []edit{{storeFile, "record, found = s.get(ctx, q, key)", "record, found = (&Store{queries: s.queries}).get(ctx, q.(*settingQuerier).base.(sender), key)"}},
 		test:  "TestRowLevelSecurityRecipe",
 		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the look after a failure is sent without settings", breaks: apart,
-		edits: []edit{{runFile, "\tfound, err := r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)\n", "\tfound, err := r.store.lookUp(ctx, r.store.db, r.params.Key)\n"}},
+		edits: []edit{{runFile, "\tfound, err := r.store.lookUpAlone(ctx, r.params.Key)\n", "\tfound, err := (&Store{db: r.store.db, direct: r.store.direct, queries: r.store.queries}).lookUpAlone(ctx, r.params.Key)\n"}},
 		test:  "TestRowLevelSecurityRecipe",
 		pkg:   "idempotency/pgxstore",
 	},
 	{
 		name: "the look before SERIALIZABLE is sent without settings", breaks: apart,
-		edits: []edit{{runFile, "r.seen, err = r.store.lookUp(ctx, r.store.querier(r.store.db), r.params.Key)", "r.seen, err = r.store.lookUp(ctx, r.store.db, r.params.Key)"}},
+		edits: []edit{{runFile, "r.seen, err = r.store.lookUpAlone(ctx, r.params.Key)", "r.seen, err = (&Store{db: r.store.db, direct: r.store.direct, queries: r.store.queries}).lookUpAlone(ctx, r.params.Key)"}},
 		test:  "TestRowLevelSecurityRecipe",
 		pkg:   "idempotency/pgxstore",
 	},
@@ -969,7 +970,7 @@ var table = []mutant{
 	// Leases and clocks.
 	{
 		name: "a completion that was not sent lets the work commit", breaks: fenced,
-		edits: []edit{{verbsFile, "TxStatus() != 'T'", "TxStatus() == 'T'"}},
+		edits: []edit{{verbsFile, "txStatus(v.tx) != 'T'", "txStatus(v.tx) == 'T'"}},
 		test:  "TestCompletionThatWasNotSentCannotCommit",
 		pkg:   "idempotency/pgxstore",
 	},
@@ -1551,5 +1552,57 @@ var table = []mutant{
 		name: "HTTP client: retries have no budget", breaks: bounded,
 		edits: []edit{{httpFolder + "/budget.go", "	if (b.missing+9)/10 >= size {", "	if (b.missing+9)/10 >= 100*size {"}},
 		test:  "TestTransportBudget", pkg: httpFolder,
+	},
+
+	// database/sql.
+	{
+		name: "sqlstore: a function's Commit is not refused", breaks: honest,
+		edits: []edit{{sqlFolder + "/lenttx.go", "return e.tx.Commit(context.Background())", "return nil"}},
+		test:  "TestMisuseInsideDo/Commit ignored", pkg: sqlFolder,
+	},
+	{
+		name: "sqlstore: a function's Rollback is not refused", breaks: together,
+		edits: []edit{{sqlFolder + "/lenttx.go", "return e.tx.Rollback(context.Background())", "return nil"}},
+		test:  "TestMisuseInsideDo/Rollback ignored", pkg: sqlFolder,
+	},
+	{
+		name: "sqlstore: the caller's context ends the lent transaction", breaks: honest,
+		edits: []edit{{sqlFolder + "/lenttx.go", "db.BeginTx(context.WithoutCancel(ctx), nil)", "db.BeginTx(ctx, nil)"}},
+		test:  "TestCancelDoesNotRollBackBehindTheFunction", pkg: sqlFolder,
+	},
+	{
+		name: "sqlstore: a broken connection goes back to the pool", breaks: neutral,
+		edits: []edit{{sqlFolder + "/lender.go", "return driver.ErrBadConn // the pool drops it", "return nil"}},
+		test:  "TestBrokenConnectionLeavesThePool", pkg: sqlFolder,
+	},
+	{
+		name: "sqlstore: rows may stay open in Do", breaks: honest,
+		edits: []edit{{sqlFolder + "/lenttx.go", "if l.openRows.Load() > 0 {", "if l.openRows.Load() > 1000 {"}},
+		test:  "TestMisuseInsideDo/rows left open", pkg: sqlFolder,
+	},
+	{
+		name: "sqlstore: a failure that rows meet is forgotten", breaks: honest,
+		edits: []edit{{sqlFolder + "/lentrows.go", "!errors.Is(err, io.EOF) {", "errors.Is(err, io.EOF) {"}, {sqlFolder + "/lentrows.go", "return r.tx.Note(r.Rows.Close())", "return r.Rows.Close()"}},
+		test:  "TestSwallowedSerializationFailureRunsAgain/Rows.Next", pkg: sqlFolder,
+	},
+	{
+		name: "sqlstore: a failure that a prepared statement meets is forgotten", breaks: honest,
+		edits: []edit{{sqlFolder + "/lenttx.go", "execer.ExecContext(ctx, args)\n\treturn result, s.tx.Note(err)", "execer.ExecContext(ctx, args)\n\treturn result, err"}},
+		test:  "TestSwallowedSerializationFailureRunsAgain/a prepared statement's Exec", pkg: sqlFolder,
+	},
+	{
+		name: "sqlstore: open rows look like a lost connection", breaks: honest,
+		edits: []edit{{sqlFolder + "/callertx.go", "cause = txhelper.ErrRowsOpen", "cause = txhelper.ErrLostBeforeCommit"}},
+		test:  "TestMisuseInsideDoTx/rows left open", pkg: sqlFolder,
+	},
+	{
+		name: "sqlstore: what rows keep from being undone is committed", breaks: together,
+		edits: []edit{{sqlFolder + "/callertx.go", "err != nil && sqlState(err) == \"\"", "err != nil && sqlState(err) != \"\""}},
+		test:  "TestErrorWithRowsOpenUndoesTheWrites", pkg: sqlFolder,
+	},
+	{
+		name: "sqlstore: another driver gets statements", breaks: honest,
+		edits: []edit{{sqlFolder + "/callertx.go", "if t.checked {", "if t.tx != nil {"}},
+		test:  "TestOtherDriver/strict", pkg: sqlFolder,
 	},
 }

@@ -1,0 +1,194 @@
+package sqlstore_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"testing"
+
+	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
+	"github.com/samecommit/samecommit/txhelper"
+)
+
+// doTx is do in a transaction of the caller's own, which it commits where DoTx succeeds.
+func (b *sqlBench) doTx(ctx context.Context, name string, end func(context.Context, *sql.Tx) error) error {
+	tx, err := b.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	if err := b.doIn(ctx, tx, name, end); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+func (b *sqlBench) doIn(ctx context.Context, tx *sql.Tx, name string, end func(context.Context, *sql.Tx) error) error {
+	result, err := idempotency.DoTx(ctx, b.client, tx, bench.Params(name), func(ctx context.Context, tx *sql.Tx) (string, error) {
+		if err := effect(ctx, tx, name); err != nil {
+			return "", err
+		}
+		return name, end(ctx, tx)
+	})
+	if err == nil {
+		_, err = result.Answer()
+	}
+	return err
+}
+
+// What cannot be refused is told, and nothing is committed, also by a caller that
+// ignores the error.
+func TestMisuseInsideDoTx(t *testing.T) {
+	t.Parallel()
+	b := newSingleBench(t, nil)
+	ended := []error{idempotency.ErrTxEnded}
+	for name, test := range map[string]misuse{ //nolint:paralleltest // One connection for all.
+		"Commit": {end: func(_ context.Context, tx *sql.Tx) error {
+			err := tx.Commit()
+			bench.WantPgError(t, err, "23503", "idempotency_keys_completed_before_commit")
+			return nil
+		}, want: ended},
+		"Rollback":             {end: func(_ context.Context, tx *sql.Tx) error { return tx.Rollback() }, want: ended},
+		"Rollback ignored":     {end: func(_ context.Context, tx *sql.Tx) error { _ = tx.Rollback(); return nil }, want: ended},
+		"SQL COMMIT":           {end: func(ctx context.Context, tx *sql.Tx) error { _ = statement("COMMIT")(ctx, tx); return nil }, want: ended},
+		"SQL COMMIT; BEGIN":    {end: func(ctx context.Context, tx *sql.Tx) error { _ = statement("COMMIT; BEGIN")(ctx, tx); return nil }, want: ended},
+		"SQL COMMIT AND CHAIN": {end: func(ctx context.Context, tx *sql.Tx) error { _ = statement("COMMIT AND CHAIN")(ctx, tx); return nil }, want: ended},
+		"SQL ROLLBACK":         {end: statement("ROLLBACK"), want: ended},
+		"SQL ROLLBACK; BEGIN":  {end: statement("ROLLBACK; BEGIN"), want: ended},
+		"ignored SQL error":    {end: func(ctx context.Context, tx *sql.Tx) error { _ = statement("SELECT 1/0")(ctx, tx); return nil }, want: []error{idempotency.ErrTxAborted}},
+		"rows left open": {end: func(ctx context.Context, tx *sql.Tx) error {
+			_, err := tx.QueryContext(ctx, `SELECT generate_series(1, 3)`) //nolint:rowserrcheck,sqlclosecheck // On purpose.
+			return err
+		}, want: []error{idempotency.ErrTxAborted, txhelper.ErrRowsOpen}},
+		"killed backend": {end: b.kill, want: []error{idempotency.ErrUnavailable, txhelper.ErrLostBeforeCommit}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tx, err := b.db.BeginTx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = b.doIn(t.Context(), tx, name, test.end)
+			for _, want := range test.want {
+				if !errors.Is(err, want) {
+					t.Errorf("got %v, want %v", err, want)
+				}
+			}
+			for _, other := range []error{idempotency.ErrTxEnded, idempotency.ErrTxAborted, idempotency.ErrUnavailable} {
+				if errors.Is(err, other) && other != test.want[0] { //nolint:errorlint // The very sentinel.
+					t.Errorf("got %v, which is also %v", err, other)
+				}
+			}
+			_ = tx.Commit()
+			b.want(t, name, 0, false)
+			b.wantUsable(t)
+		})
+	}
+}
+
+// An error of the function undoes what it did and leaves the rest, unless rows are in
+// the way: then nothing may be committed.
+func TestErrorWithRowsOpenUndoesTheWrites(t *testing.T) {
+	t.Parallel()
+	b := newSingleBench(t, nil)
+	tx, err := b.db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows *sql.Rows
+	err = b.store.Savepoint(t.Context(), tx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		if err := effect(ctx, tx, "k"); err != nil {
+			return err
+		}
+		if rows, err = tx.QueryContext(ctx, `SELECT generate_series(1, 3)`); err != nil { //nolint:rowserrcheck,sqlclosecheck // Closed below.
+			return err
+		}
+		return errBusiness
+	})
+	if !errors.Is(err, errBusiness) {
+		t.Errorf("got %v, want the function's error", err)
+	}
+	_ = rows.Close()
+	_ = tx.Commit()
+	b.want(t, "k", 0, false)
+	b.wantUsable(t)
+}
+
+func TestPanicInsideDoTx(t *testing.T) {
+	t.Parallel()
+	b := newSingleBench(t, nil)
+	tx, err := b.db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	func() {
+		defer func() {
+			if recovered := recover(); recovered != any("test") {
+				t.Errorf("recovered %v", recovered)
+			}
+		}()
+		_ = b.doIn(t.Context(), tx, "k", func(context.Context, *sql.Tx) error { panic("test") })
+	}()
+	var effects int
+	if err := tx.QueryRowContext(t.Context(), `SELECT count(*) FROM effects`).Scan(&effects); err != nil || effects != 0 {
+		t.Errorf("%d effects in the transaction, %v; want none", effects, err)
+	}
+	_ = tx.Rollback()
+	b.want(t, "k", 0, false)
+	b.wantUsable(t)
+}
+
+func TestUnusableTransactionOfTheCaller(t *testing.T) {
+	t.Parallel()
+	b := newSingleBench(t, nil)
+	mustNotRun := func(context.Context, *sql.Tx) error { t.Error("the function ran"); return nil }
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for name, test := range map[string]struct { //nolint:paralleltest // One connection for all.
+		spoil func(tx *sql.Tx) error
+		want  error
+	}{
+		"committed":   {(*sql.Tx).Commit, idempotency.ErrTxEnded},
+		"rolled back": {(*sql.Tx).Rollback, idempotency.ErrTxEnded},
+		"context ended": {func(tx *sql.Tx) error {
+			cancel()
+			bench.WaitFor(t, func() bool {
+				_, err := tx.ExecContext(t.Context(), `SELECT 1`)
+				return errors.Is(err, sql.ErrTxDone)
+			})
+			return nil
+		}, idempotency.ErrTxEnded},
+		"aborted":    {func(tx *sql.Tx) error { _ = statement("SELECT 1/0")(t.Context(), tx); return nil }, idempotency.ErrTxAborted},
+		"SQL COMMIT": {func(tx *sql.Tx) error { return statement("COMMIT")(t.Context(), tx) }, idempotency.ErrTxEnded},
+		"rows open": {func(tx *sql.Tx) error {
+			_, err := tx.QueryContext(t.Context(), `SELECT generate_series(1, 3)`) //nolint:rowserrcheck,sqlclosecheck // On purpose.
+			return err
+		}, txhelper.ErrRowsOpen},
+		"killed": {func(tx *sql.Tx) error { return b.kill(t.Context(), tx) }, idempotency.ErrUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			begun := t.Context() //nolint:contextcheck // One of them is to end.
+			if name == "context ended" {
+				begun = ctx
+			}
+			tx, err := b.db.BeginTx(begun, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback() }()
+			if err := test.spoil(tx); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.doIn(t.Context(), tx, name, mustNotRun); !errors.Is(err, test.want) {
+				t.Errorf("DoTx: %v, want %v", err, test.want)
+			}
+			if _, err := b.client.WithTx(tx).Begin(t.Context(), bench.Params(name)); !errors.Is(err, test.want) {
+				t.Errorf("Begin: %v, want %v", err, test.want)
+			}
+			_ = tx.Rollback()
+			b.want(t, name, 0, false)
+			b.wantUsable(t)
+		})
+	}
+}
