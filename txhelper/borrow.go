@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -36,8 +37,9 @@ type loan struct {
 	// is set then.
 	lent chan *pgx.Conn
 	// over is closed to end it.
-	over chan struct{}
-	err  error
+	over   chan struct{}
+	search searchContext
+	err    error
 	// died says that Lend panicked, or called runtime.Goexit where panicked is nil.
 	died     bool
 	panicked any
@@ -63,27 +65,61 @@ func Borrow(ctx context.Context, db DB) (borrowed Borrowed, ok bool, err error) 
 	return Borrowed{}, false, nil
 }
 
+// connectLimit is how long a connection may still be looked for when its borrower has
+// gone. It is the next one's then, as with pgxpool: who comes again and again, each time for
+// less than it takes to connect, would never have one.
+const connectLimit = time.Minute
+
 func borrow(ctx context.Context, lender Lender) (Borrowed, error) {
 	l := &loan{lent: make(chan *pgx.Conn), over: make(chan struct{}), died: true}
-	go l.hold(ctx, lender)
-	conn, ok := <-l.lent
-	if !ok {
+	l.search = searchContext{Context: ctx, ended: make(chan struct{})}
+	go l.hold(lender) //nolint:contextcheck // It has l.search.
+	select {
+	case conn, ok := <-l.lent:
+		if ok {
+			return Borrowed{conn: conn, loan: l}, nil
+		}
 		l.rethrow()
 		return Borrowed{}, l.err
+	case <-ctx.Done():
+		close(l.over)
+		time.AfterFunc(connectLimit, func() { close(l.search.ended) })
+		return Borrowed{}, context.Cause(ctx)
 	}
-	return Borrowed{conn: conn, loan: l}, nil
 }
 
-func (l *loan) hold(ctx context.Context, lender Lender) {
+// searchContext is what a connection is looked for with: the borrower's context, with an
+// end of its own. One of package context would take four allocations more.
+type searchContext struct {
+	context.Context
+	ended chan struct{}
+}
+
+func (c *searchContext) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
+func (c *searchContext) Done() <-chan struct{}                   { return c.ended }
+
+func (c *searchContext) Err() error {
+	select {
+	case <-c.ended:
+		return context.Canceled
+	default:
+		return nil
+	}
+}
+
+func (l *loan) hold(lender Lender) {
 	defer func() {
 		if l.died {
 			l.panicked = recover()
 		}
 		close(l.lent)
 	}()
-	l.err = lender.Lend(ctx, func(conn *pgx.Conn) error {
-		l.lent <- conn
-		<-l.over
+	l.err = lender.Lend(&l.search, func(conn *pgx.Conn) error {
+		select {
+		case l.lent <- conn:
+			<-l.over
+		case <-l.over: // the borrower has gone
+		}
 		return nil
 	})
 	l.died = false

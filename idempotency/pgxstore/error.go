@@ -193,10 +193,10 @@ func explainSchema(doing string, err error) error {
 	return fmt.Errorf("pgxstore: %s: %w", doing, err)
 }
 
-// CheckConn refuses a connection on which the server would translate a key: it
+// checkEncoding refuses a connection on which the server would translate a key: it
 // would be another key there than on a connection that sends UTF-8.
-func CheckConn(conn *pgx.Conn) error {
-	if conn == nil { // of a ForeignTx, which checks by itself
+func checkEncoding(conn *pgx.Conn) error {
+	if conn == nil { // of a foreignTx
 		return nil
 	}
 	switch encoding := conn.PgConn().ParameterStatus("client_encoding"); encoding {

@@ -6,12 +6,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ForeignTx is a transaction whose connection another package has, such as database/sql,
-// and whose Conn returns nil.
-type ForeignTx interface {
+// foreignTx is a transaction whose connection another package has, and whose Conn returns
+// nil: package sqlstore makes one of a caller's *sql.Tx.
+type foreignTx interface {
 	pgx.Tx
-	// TxStatus returns what pgconn.PgConn's does, 0 where that cannot be told.
-	TxStatus() byte
+	// Look calls fn with the connection, which is not fn's to keep, and returns fn's
+	// error.
+	Look(fn func(conn *pgx.Conn) error) error
 	// Savepoint calls fn between a savepoint and its release, and undoes what fn did
 	// where that returns an error, which it then returns as it is.
 	Savepoint(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error
@@ -19,11 +20,18 @@ type ForeignTx interface {
 
 // txStatus returns the status of a transaction in which a statement can be sent, 0 where
 // it cannot be told or none can.
-func txStatus(tx pgx.Tx) byte {
-	if foreign, ok := tx.(ForeignTx); ok {
-		return foreign.TxStatus()
+func txStatus(tx pgx.Tx) (status byte) {
+	if foreign, ok := tx.(foreignTx); ok {
+		_ = foreign.Look(func(conn *pgx.Conn) error {
+			status = connStatus(conn)
+			return nil
+		})
+		return status
 	}
-	conn := tx.Conn()
+	return connStatus(tx.Conn())
+}
+
+func connStatus(conn *pgx.Conn) byte {
 	if conn == nil || conn.IsClosed() || conn.PgConn().IsBusy() {
 		return 0
 	}

@@ -121,7 +121,7 @@ func (r *run) try(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) (
 // usable refuses a connection on which the key would be another one, or in another
 // table.
 func usable(transaction *txhelper.Transaction, lock *db.KeyTryLockRow) error {
-	if err := CheckConn(transaction.Tx().Conn()); err != nil {
+	if err := checkEncoding(transaction.Tx().Conn()); err != nil {
 		return err
 	}
 	if lock.Temporary {

@@ -322,7 +322,7 @@ func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Co
 		return err
 	}
 	var err error
-	if foreign, ok := tx.(ForeignTx); ok {
+	if foreign, ok := tx.(foreignTx); ok {
 		err = foreign.Savepoint(ctx, inside)
 	} else {
 		err = txhelper.Savepoint(ctx, tx, &txhelper.Options{Owned: errOwned}, inside)
@@ -345,14 +345,14 @@ func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Co
 // is a savepoint.
 func (s *Store) statement(ctx context.Context, fn func(q txhelper.Querier) error) error {
 	if tx, ok := s.db.(pgx.Tx); ok {
-		if err := CheckConn(tx.Conn()); err != nil {
+		if err := checkEncoding(tx.Conn()); err != nil {
 			return err
 		}
 		return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return fn(s.querier(tx)) })
 	}
 	return s.send(ctx, func(base sender) error {
 		if conn, ok := base.(*pgx.Conn); ok {
-			if err := CheckConn(conn); err != nil {
+			if err := checkEncoding(conn); err != nil {
 				return err
 			}
 		}

@@ -17,6 +17,8 @@ import (
 type verbs struct {
 	store *Store
 	tx    pgx.Tx
+	// looked says that the connection of a foreignTx has been looked at.
+	looked bool
 }
 
 // Begin claims the key as part of the transaction.
@@ -104,7 +106,18 @@ func (v *verbs) check() error {
 	if v.tx == nil {
 		return &idempotency.ParamError{Field: "tx", Reason: "is nil; pass an open pgx.Tx"}
 	}
-	return CheckConn(v.tx.Conn())
+	foreign, ok := v.tx.(foreignTx)
+	switch {
+	case !ok:
+		return checkEncoding(v.tx.Conn())
+	case v.looked:
+		return nil
+	}
+	if err := foreign.Look(checkEncoding); err != nil {
+		return explainWithoutKey("look at the transaction's connection", err)
+	}
+	v.looked = true
+	return nil
 }
 
 // maxClaimRounds bounds how often claim looks again after a row changed under

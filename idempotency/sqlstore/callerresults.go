@@ -75,7 +75,7 @@ func (r *callerResults) Query() (pgx.Rows, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.tx.Query(r.ctx, query.SQL, query.Arguments...)
+	return r.tx.Query(r.ctx, query.SQL, query.Arguments...) //nolint:rowserrcheck // The caller reads the rows.
 }
 
 func (r *callerResults) QueryRow() pgx.Row {

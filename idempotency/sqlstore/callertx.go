@@ -11,25 +11,18 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/samecommit/samecommit/idempotency"
-	"github.com/samecommit/samecommit/idempotency/pgxstore"
 	"github.com/samecommit/samecommit/txhelper"
 )
 
 // callerTx is the caller's own transaction. Statements go through the *sql.Tx, so that the
 // caller's tracing sees them, one by one. It never keeps the connection: once the
 // transaction has ended, that is somebody else's.
-type callerTx struct {
-	tx *sql.Tx
-	// checked says that the connection is one to work on.
-	checked bool
-}
+type callerTx struct{ tx *sql.Tx }
 
-var _ pgxstore.ForeignTx = (*callerTx)(nil)
-
-// look calls fn with the connection, under database/sql's own lock and before anything is
+// Look calls fn with the connection, under database/sql's own lock and before anything is
 // sent: a pgx.QueryRewriter is asked then. It is ErrDriver where the driver is not pgx's.
 // The caller's tracing sees a statement with no text that fails.
-func (t *callerTx) look(fn func(conn *pgx.Conn) error) error {
+func (t *callerTx) Look(fn func(conn *pgx.Conn) error) error {
 	looked := &lookRewriter{fn: fn}
 	_, err := t.tx.ExecContext(context.Background(), "", looked)
 	switch {
@@ -61,27 +54,6 @@ func (l *lookRewriter) RewriteQuery(_ context.Context, conn *pgx.Conn, _ string,
 	return "", nil, errLooked
 }
 
-// check looks once whether the connection is pgx's and sends UTF-8.
-func (t *callerTx) check() error {
-	if t.checked {
-		return nil
-	}
-	err := t.look(func(conn *pgx.Conn) error { return pgxstore.CheckConn(conn) })
-	t.checked = err == nil
-	return err
-}
-
-// TxStatus returns that of the connection, 0 where no statement can be sent.
-func (t *callerTx) TxStatus() (status byte) {
-	_ = t.look(func(conn *pgx.Conn) error {
-		if !conn.PgConn().IsBusy() {
-			status = conn.PgConn().TxStatus()
-		}
-		return nil
-	})
-	return status
-}
-
 // explain puts an error of database/sql in the terms of pgx and txhelper.
 func (t *callerTx) explain(err error) error {
 	switch {
@@ -102,7 +74,7 @@ func (t *callerTx) explainSent(err error) error {
 		return t.explain(err)
 	}
 	cause := txhelper.ErrLostBeforeCommit
-	_ = t.look(func(conn *pgx.Conn) error {
+	_ = t.Look(func(conn *pgx.Conn) error {
 		if !conn.IsClosed() && conn.PgConn().IsBusy() {
 			cause = txhelper.ErrRowsOpen
 		}
@@ -112,12 +84,9 @@ func (t *callerTx) explainSent(err error) error {
 }
 
 func (t *callerTx) Exec(ctx context.Context, query string, args ...any) (pgconn.CommandTag, error) {
-	if err := t.check(); err != nil {
-		return pgconn.CommandTag{}, err
-	}
 	result, err := t.tx.ExecContext(ctx, query, args...)
 	if err != nil {
-		return pgconn.CommandTag{}, t.explainSent(err)
+		return pgconn.CommandTag{}, t.explainSent(err) //nolint:contextcheck // Look sends nothing.
 	}
 	affected, err := result.RowsAffected()
 	if err != nil {
@@ -127,20 +96,14 @@ func (t *callerTx) Exec(ctx context.Context, query string, args ...any) (pgconn.
 }
 
 func (t *callerTx) Query(ctx context.Context, query string, args ...any) (pgx.Rows, error) {
-	if err := t.check(); err != nil {
-		return nil, err
-	}
 	rows, err := t.tx.QueryContext(ctx, query, args...) //nolint:rowserrcheck,sqlclosecheck // The caller reads them.
 	if err != nil {
-		return nil, t.explainSent(err)
+		return nil, t.explainSent(err) //nolint:contextcheck // As above.
 	}
 	return &callerRows{rows: rows, tx: t}, nil
 }
 
 func (t *callerTx) QueryRow(ctx context.Context, query string, args ...any) pgx.Row {
-	if err := t.check(); err != nil {
-		return failedRow{err}
-	}
 	return callerRow{t.tx.QueryRowContext(ctx, query, args...), t}
 }
 
@@ -149,14 +112,17 @@ func (t *callerTx) SendBatch(ctx context.Context, batch *pgx.Batch) pgx.BatchRes
 	return &callerResults{ctx: ctx, tx: t, queries: batch.QueuedQueries}
 }
 
-// Conn returns nil: see pgxstore.ForeignTx.
+// Conn returns nil: pgxstore then asks Look.
 func (t *callerTx) Conn() *pgx.Conn { return nil }
 
 // savepoint is the name of those of ours. One name nests: the innermost is meant.
 const savepoint = "samecommit"
 
-// Savepoint calls fn behind a savepoint. See pgxstore.ForeignTx.
+// Savepoint calls fn between a savepoint and its release, for pgxstore.
 func (t *callerTx) Savepoint(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	if err := t.Look(func(*pgx.Conn) error { return nil }); err != nil { //nolint:contextcheck // Look sends nothing.
+		return err
+	}
 	if _, err := t.Exec(ctx, "SAVEPOINT "+savepoint); err != nil {
 		return err
 	}
@@ -172,7 +138,7 @@ func (t *callerTx) Savepoint(ctx context.Context, fn func(ctx context.Context, t
 		_, err := t.Exec(ctx, "ROLLBACK TO SAVEPOINT "+savepoint+"; RELEASE SAVEPOINT "+savepoint)
 		if err != nil && sqlState(err) == "" {
 			// Rows were in the way. The transaction must not commit what stays in it.
-			_ = t.look(func(conn *pgx.Conn) error { return conn.Close(ctx) }) //nolint:contextcheck // look sends nothing.
+			_ = t.Look(func(conn *pgx.Conn) error { return conn.Close(ctx) }) //nolint:contextcheck // Look sends nothing.
 		}
 	}()
 	if err := fn(ctx, t); err != nil {

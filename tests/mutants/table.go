@@ -1602,7 +1602,7 @@ var table = []mutant{
 	},
 	{
 		name: "sqlstore: another driver gets statements", breaks: honest,
-		edits: []edit{{sqlFolder + "/callertx.go", "if t.checked {", "if t.tx != nil {"}},
+		edits: []edit{{"idempotency/pgxstore/verbs.go", "	if err := foreign.Look(checkEncoding); err != nil {\n", "	if err := foreign.Look(checkEncoding); err != nil && v.looked {\n"}},
 		test:  "TestOtherDriver/strict", pkg: sqlFolder,
 	},
 }
