@@ -315,6 +315,9 @@ func (s *Store) WithTx(tx pgx.Tx) idempotency.Verbs { return &verbs{store: s, tx
 
 // Savepoint calls fn with a transaction nested in tx. See idempotency.TxStore.
 func (s *Store) Savepoint(ctx context.Context, tx pgx.Tx, fn func(ctx context.Context, tx pgx.Tx) error) error {
+	if tx == nil {
+		return errNoTx()
+	}
 	own := true // not an error of fn's
 	inside := func(ctx context.Context, nested pgx.Tx) error {
 		err := fn(ctx, &ownedTx{nested, runKey(tx)})

@@ -102,9 +102,13 @@ func (v *verbs) Get(ctx context.Context, key idempotency.Key) (*idempotency.Reco
 	return v.store.get(ctx, v.tx, key)
 }
 
+func errNoTx() error {
+	return &idempotency.ParamError{Field: "tx", Reason: "is nil; pass an open transaction"}
+}
+
 func (v *verbs) check() error {
 	if v.tx == nil {
-		return &idempotency.ParamError{Field: "tx", Reason: "is nil; pass an open pgx.Tx"}
+		return errNoTx()
 	}
 	foreign, ok := v.tx.(foreignTx)
 	switch {

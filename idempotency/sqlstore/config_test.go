@@ -41,6 +41,9 @@ func TestNoTransactionIsRefused(t *testing.T) {
 	if err := b.doIn(t.Context(), nil, "k", func(context.Context, *sql.Tx) error { return nil }); !errors.As(err, &paramErr) || paramErr.Field != "tx" {
 		t.Errorf("%v, want a *ParamError of tx", err)
 	}
+	if err := b.store.Savepoint(t.Context(), nil, func(context.Context, *sql.Tx) error { return nil }); !errors.As(err, &paramErr) || paramErr.Field != "tx" {
+		t.Errorf("Savepoint: %v, want a *ParamError of tx", err)
+	}
 }
 
 func TestLevels(t *testing.T) {

@@ -49,7 +49,7 @@ func lend(ctx context.Context, tx pgx.Tx, conn driver.Conn, fn func(ctx context.
 	lentTxs.Store(lent, l)
 	defer func() {
 		l.ending.Store(true)
-		_ = lent.Rollback() // waits for statements, closes rows, and sends nothing
+		_ = lent.Rollback() // waits for statements, closes rows and what was prepared, and rolls nothing back
 		lentTxs.Delete(lent)
 	}()
 	if err := fn(ctx, lent); err != nil {

@@ -103,7 +103,8 @@ func txOptions(options sql.TxOptions) (pgx.TxOptions, error) {
 	return made, nil
 }
 
-// WithTx returns the verbs as part of tx. See idempotency.TxStore.
+// WithTx returns the verbs as part of tx, not to be used beside statements of other
+// goroutines in a tx that is lent. See idempotency.TxStore.
 func (s *Store) WithTx(tx *sql.Tx) idempotency.Verbs { return s.store.WithTx(pgxTx(tx)) }
 
 // Run claims the key in a transaction of its own, calls fn in it and commits
