@@ -71,6 +71,9 @@ func Borrow(ctx context.Context, db DB) (borrowed Borrowed, ok bool, err error) 
 const connectLimit = time.Minute
 
 func borrow(ctx context.Context, lender Lender) (Borrowed, error) {
+	if ctx.Err() != nil {
+		return Borrowed{}, context.Cause(ctx)
+	}
 	l := &loan{lent: make(chan *pgx.Conn), over: make(chan struct{}), died: true}
 	l.search = searchContext{Context: ctx, ended: make(chan struct{})}
 	go l.hold(lender) //nolint:contextcheck // It has l.search.

@@ -47,3 +47,19 @@ func TestBorrowerThatGoesAway(t *testing.T) {
 		t.Errorf("the search ended with its borrower: %v", err)
 	}
 }
+
+// Who has gone already asks for nothing.
+func TestBorrowerThatHasGone(t *testing.T) {
+	t.Parallel()
+	lender := &slowLender{asked: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, ok, err := txhelper.Borrow(ctx, lender); !ok || !errors.Is(err, txhelper.ErrNoConnection) || !errors.Is(err, context.Canceled) {
+		t.Errorf("%t, %v; want ErrNoConnection by the context's end", ok, err)
+	}
+	select {
+	case <-lender.asked:
+		t.Error("the lender was asked")
+	default:
+	}
+}
