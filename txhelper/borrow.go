@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"runtime"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -37,9 +36,8 @@ type loan struct {
 	// is set then.
 	lent chan *pgx.Conn
 	// over is closed to end it.
-	over   chan struct{}
-	search searchContext
-	err    error
+	over chan struct{}
+	err  error
 	// died says that Lend panicked, or called runtime.Goexit where panicked is nil.
 	died     bool
 	panicked any
@@ -65,64 +63,27 @@ func Borrow(ctx context.Context, db DB) (borrowed Borrowed, ok bool, err error) 
 	return Borrowed{}, false, nil
 }
 
-// connectLimit is how long a connection may still be looked for when its borrower has
-// gone. It is the next one's then, as with pgxpool: who comes again and again, each time for
-// less than it takes to connect, would never have one.
-const connectLimit = time.Minute
-
 func borrow(ctx context.Context, lender Lender) (Borrowed, error) {
-	if ctx.Err() != nil {
-		return Borrowed{}, context.Cause(ctx)
-	}
 	l := &loan{lent: make(chan *pgx.Conn), over: make(chan struct{}), died: true}
-	l.search = searchContext{Context: ctx, ended: make(chan struct{})}
-	go l.hold(lender) //nolint:contextcheck // It has l.search.
-	select {
-	case conn, ok := <-l.lent:
-		if ok {
-			return Borrowed{conn: conn, loan: l}, nil
-		}
+	go l.hold(ctx, lender)
+	conn, ok := <-l.lent
+	if !ok {
 		l.rethrow()
 		return Borrowed{}, l.err
-	case <-ctx.Done():
-		close(l.over)
-		time.AfterFunc(connectLimit, func() { close(l.search.ended) })
-		return Borrowed{}, context.Cause(ctx)
 	}
+	return Borrowed{conn: conn, loan: l}, nil
 }
 
-// searchContext is what a connection is looked for with: the borrower's context, with an
-// end of its own. One of package context would take four allocations more.
-type searchContext struct {
-	context.Context
-	ended chan struct{}
-}
-
-func (c *searchContext) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
-func (c *searchContext) Done() <-chan struct{}                   { return c.ended }
-
-func (c *searchContext) Err() error {
-	select {
-	case <-c.ended:
-		return context.Canceled
-	default:
-		return nil
-	}
-}
-
-func (l *loan) hold(lender Lender) {
+func (l *loan) hold(ctx context.Context, lender Lender) {
 	defer func() {
 		if l.died {
 			l.panicked = recover()
 		}
 		close(l.lent)
 	}()
-	l.err = lender.Lend(&l.search, func(conn *pgx.Conn) error {
-		select {
-		case l.lent <- conn:
-			<-l.over
-		case <-l.over: // the borrower has gone
-		}
+	l.err = lender.Lend(ctx, func(conn *pgx.Conn) error {
+		l.lent <- conn
+		<-l.over
 		return nil
 	})
 	l.died = false

@@ -67,9 +67,20 @@ func (v *verbs) BeginMany(ctx context.Context, params []*idempotency.BeginParams
 		wanted = append(wanted, i)
 	}
 	if err := b.begin(ctx, wanted); err != nil {
+		v.abortHalf(ctx, err)
 		return nil, v.explainMany("begin many", lostBeforeCommit(err))
 	}
 	return b.results, nil
+}
+
+// abortHalf keeps a foreignTx from committing whose flight was sent one by one, and may
+// have ended between two of its statements: settings of ours would stay.
+func (v *verbs) abortHalf(ctx context.Context, err error) {
+	_, foreign := v.tx.(foreignTx)
+	_, running := errors.AsType[*idempotency.InProgressError](err)
+	if foreign && !running {
+		v.abort(ctx)
+	}
 }
 
 // begin inserts, once, what has no row. It is the only step that waits, and it

@@ -20,7 +20,18 @@ const (
 	// over another of the pool's connections, lost in the same silence as the
 	// commit's, must leave time for one over the next.
 	resolveTries = 4
+	// resolveTriesLent is for a txhelper.Lender: a connection that takes longer to open than
+	// a look may take is opened for nothing there, while pgxpool has it for the next one.
+	resolveTriesLent = 2
 )
+
+// lookTimeout bounds one look.
+func (s *Store) lookTimeout() time.Duration {
+	if _, lent := s.db.(txhelper.Lender); lent {
+		return s.resolveTimeout / resolveTriesLent
+	}
+	return s.resolveTimeout / resolveTries
+}
 
 // resolve finds out what became of a commit whose reply was lost, by claiming
 // the key again. A look at the row alone would not do: a commit that waits for a
@@ -79,7 +90,7 @@ func (r *run) unknown(cause error) error {
 // log, waits as the lost one did. Over another connection it might be committed on
 // another server, which a failover has put in the place of the one that was seen.
 func (r *run) lookForCommit(ctx context.Context) (outcome *idempotency.Outcome, err error) {
-	ctx, cancel := context.WithTimeout(ctx, r.store.resolveTimeout/resolveTries)
+	ctx, cancel := context.WithTimeout(ctx, r.store.lookTimeout())
 	defer cancel()
 	database := r.store.db
 	borrowed, pooled, err := txhelper.Borrow(ctx, database)

@@ -3,6 +3,7 @@ package pgxstore
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,7 +19,7 @@ type verbs struct {
 	store *Store
 	tx    pgx.Tx
 	// looked says that the connection of a foreignTx has been looked at.
-	looked bool
+	looked atomic.Bool
 }
 
 // Begin claims the key as part of the transaction.
@@ -114,13 +115,13 @@ func (v *verbs) check() error {
 	switch {
 	case !ok:
 		return checkEncoding(v.tx.Conn())
-	case v.looked:
+	case v.looked.Load():
 		return nil
 	}
 	if err := foreign.Look(checkEncoding); err != nil {
 		return explainWithoutKey("look at the transaction's connection", err)
 	}
-	v.looked = true
+	v.looked.Store(true)
 	return nil
 }
 

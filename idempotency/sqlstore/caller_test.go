@@ -4,9 +4,14 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+
 	"github.com/samecommit/samecommit/idempotency"
+	"github.com/samecommit/samecommit/internal/pgtest"
 	"github.com/samecommit/samecommit/internal/pgtest/bench"
 	"github.com/samecommit/samecommit/txhelper"
 )
@@ -86,32 +91,144 @@ func TestMisuseInsideDoTx(t *testing.T) {
 	}
 }
 
+// fullCache is a database whose connections have room for one statement in their cache: the
+// next one is dropped from it, which pgx tells the server first.
+func fullCache(t *testing.T) *sqlBench {
+	t.Helper()
+	pool := pgtest.DB(t)
+	b := newBenchOn(t, pool, openDB(t, pool.Config().ConnString()+"&statement_cache_capacity=1"), nil)
+	b.db.SetMaxOpenConns(1)
+	return b
+}
+
+var benches = map[string]func(t *testing.T) *sqlBench{
+	"":                         func(t *testing.T) *sqlBench { t.Helper(); return newSingleBench(t, nil) },
+	"full cache of statements": fullCache,
+}
+
 // An error of the function undoes what it did and leaves the rest, unless rows are in
 // the way: then nothing may be committed.
 func TestErrorWithRowsOpenUndoesTheWrites(t *testing.T) {
 	t.Parallel()
-	b := newSingleBench(t, nil)
+	for name, open := range benches {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := open(t)
+			tx, err := b.db.BeginTx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var rows *sql.Rows
+			err = b.store.Savepoint(t.Context(), tx, func(ctx context.Context, tx *sql.Tx) (err error) {
+				if err := effect(ctx, tx, "k"); err != nil {
+					return err
+				}
+				if rows, err = tx.QueryContext(ctx, `SELECT generate_series(1, $1::int)`, 3); err != nil { //nolint:rowserrcheck,sqlclosecheck // Closed below.
+					return err
+				}
+				return errBusiness
+			})
+			if !errors.Is(err, errBusiness) {
+				t.Errorf("got %v, want the function's error", err)
+			}
+			_ = rows.Close()
+			_ = tx.Commit()
+			b.want(t, "k", 0, false)
+			b.wantUsable(t)
+		})
+	}
+}
+
+// Rows that are open are no lost connection, which would be worth another try.
+func TestRowsLeftOpenInDoTx(t *testing.T) {
+	t.Parallel()
+	for name, open := range benches {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := open(t)
+			err := b.doTx(t.Context(), "k", func(ctx context.Context, tx *sql.Tx) error {
+				_, err := tx.QueryContext(ctx, `SELECT generate_series(1, $1::int)`, 3) //nolint:rowserrcheck,sqlclosecheck // On purpose.
+				return err
+			})
+			if !errors.Is(err, idempotency.ErrTxAborted) || !errors.Is(err, txhelper.ErrRowsOpen) || errors.Is(err, idempotency.ErrUnavailable) {
+				t.Errorf("%v, want ErrTxAborted by open rows", err)
+			}
+			b.want(t, "k", 0, false)
+			b.wantUsable(t)
+		})
+	}
+}
+
+// A function that ends the transaction, and returns an error of its own too.
+func TestEndAndErrorInsideSavepoint(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		end     func(ctx context.Context, tx *sql.Tx) error
+		effects int
+	}{
+		"Commit":       {func(_ context.Context, tx *sql.Tx) error { return tx.Commit() }, 1},
+		"Rollback":     {func(_ context.Context, tx *sql.Tx) error { return tx.Rollback() }, 0},
+		"SQL COMMIT":   {statement("COMMIT"), 1},
+		"SQL ROLLBACK": {statement("ROLLBACK"), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newSingleBench(t, nil)
+			tx, err := b.db.BeginTx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = b.store.Savepoint(t.Context(), tx, func(ctx context.Context, tx *sql.Tx) error {
+				return errors.Join(effect(ctx, tx, "k"), test.end(ctx, tx), errBusiness)
+			})
+			if !errors.Is(err, idempotency.ErrTxEnded) || !errors.Is(err, errBusiness) {
+				t.Errorf("%v, want ErrTxEnded and the function's error", err)
+			}
+			_ = tx.Rollback()
+			b.want(t, "k", test.effects, false)
+			b.wantUsable(t)
+		})
+	}
+}
+
+// A batch that ends half way has left settings of ours in the transaction.
+func TestBatchThatEndsHalfWay(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	pool := pgtest.DB(t)
+	config := pool.Config().ConnConfig.Copy()
+	config.Tracer = cancelAt{"name: KeyBeginMany", cancel}
+	b := newBenchOn(t, pool, closed(t, stdlib.OpenDB(*config)), nil)
 	tx, err := b.db.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var rows *sql.Rows
-	err = b.store.Savepoint(t.Context(), tx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		if err := effect(ctx, tx, "k"); err != nil {
-			return err
-		}
-		if rows, err = tx.QueryContext(ctx, `SELECT generate_series(1, 3)`); err != nil { //nolint:rowserrcheck,sqlclosecheck // Closed below.
-			return err
-		}
-		return errBusiness
-	})
-	if !errors.Is(err, errBusiness) {
-		t.Errorf("got %v, want the function's error", err)
+	if _, err := b.client.WithTx(tx).BeginMany(ctx, []idempotency.Params{bench.Params("a"), bench.Params("b")}); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want the end of the context", err)
 	}
-	_ = rows.Close()
-	_ = tx.Commit()
-	b.want(t, "k", 0, false)
-	b.wantUsable(t)
+	if err := statement("SELECT 1")(t.Context(), tx); err == nil {
+		t.Error("the transaction goes on")
+	}
+	_ = tx.Rollback()
+}
+
+type foundKey struct{}
+
+// cancelAt calls cancel at the end of a statement with this text.
+type cancelAt struct {
+	text   string
+	cancel func()
+}
+
+func (c cancelAt) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	return context.WithValue(ctx, foundKey{}, strings.Contains(data.SQL, c.text))
+}
+
+func (c cancelAt) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+	if found, _ := ctx.Value(foundKey{}).(bool); found {
+		c.cancel()
+	}
 }
 
 func TestPanicInsideDoTx(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -19,18 +21,25 @@ import (
 // transaction has ended, that is somebody else's.
 type callerTx struct{ tx *sql.Tx }
 
-// Look calls fn with the connection, under database/sql's own lock and before anything is
-// sent: a pgx.QueryRewriter is asked then. It is ErrDriver where the driver is not pgx's.
-// The caller's tracing sees a statement with no text that fails.
+// Look calls fn with the connection, under database/sql's own lock and before the statement
+// is sent: a pgx.QueryRewriter is asked then. What pgx may send before is the removal of
+// statements that its cache has dropped, which a connection that is busy with rows does not
+// take: driver.ErrBadConn, as for one that is lost. It is ErrDriver where the driver is not
+// pgx's. The caller's tracing sees a statement with no text that fails.
 func (t *callerTx) Look(fn func(conn *pgx.Conn) error) error {
 	looked := &lookRewriter{fn: fn}
-	_, err := t.tx.ExecContext(context.Background(), "", looked)
+	ctx, cancel := context.WithTimeout(context.Background(), txhelper.DefaultRollbackTimeout)
+	defer cancel()
+	_, err := t.tx.ExecContext(ctx, "", looked)
+	var network net.Error
 	switch {
 	case looked.called:
 		return looked.err
 	case errors.Is(err, sql.ErrTxDone):
 		return t.explain(err)
-	case errors.Is(err, driver.ErrBadConn): // it is closed
+	case errors.Is(err, driver.ErrBadConn):
+		return fmt.Errorf("%w: %w", t.unusable(), err)
+	case errors.As(err, &network), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, pgconn.ErrConnClosed):
 		return fmt.Errorf("%w: %w", txhelper.ErrLostBeforeCommit, err)
 	case err == nil: // it ran
 		return ErrDriver
@@ -73,14 +82,21 @@ func (t *callerTx) explainSent(err error) error {
 	if !errors.Is(err, driver.ErrBadConn) {
 		return t.explain(err)
 	}
-	cause := txhelper.ErrLostBeforeCommit
-	_ = t.Look(func(conn *pgx.Conn) error {
-		if !conn.IsClosed() && conn.PgConn().IsBusy() {
-			cause = txhelper.ErrRowsOpen
-		}
-		return nil
-	})
-	return fmt.Errorf("%w: %w", cause, err)
+	return fmt.Errorf("%w: %w", t.unusable(), err)
+}
+
+// unusable says why a statement was driver.ErrBadConn. Of a statement that is prepared it
+// is so for a closed connection alone; one that is busy with rows says so.
+func (t *callerTx) unusable() error {
+	stmt, err := t.tx.PrepareContext(context.Background(), "SELECT")
+	switch {
+	case err == nil:
+		_ = stmt.Close() //nolint:sqlclosecheck // At once.
+		return txhelper.ErrRowsOpen // they are closed by now
+	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrTxDone):
+		return txhelper.ErrLostBeforeCommit
+	}
+	return txhelper.ErrRowsOpen
 }
 
 func (t *callerTx) Exec(ctx context.Context, query string, args ...any) (pgconn.CommandTag, error) {
@@ -119,7 +135,7 @@ func (t *callerTx) Conn() *pgx.Conn { return nil }
 const savepoint = "samecommit"
 
 // Savepoint calls fn between a savepoint and its release, for pgxstore.
-func (t *callerTx) Savepoint(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error {
+func (t *callerTx) Savepoint(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) (err error) {
 	if err := t.Look(func(*pgx.Conn) error { return nil }); err != nil { //nolint:contextcheck // Look sends nothing.
 		return err
 	}
@@ -131,26 +147,53 @@ func (t *callerTx) Savepoint(ctx context.Context, fn func(ctx context.Context, t
 		if released {
 			return
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), txhelper.DefaultRollbackTimeout)
-		defer cancel()
-		// Without arguments pgx uses the simple protocol: one flight for both. Where the
-		// server refuses it, the transaction is aborted or has ended.
-		_, err := t.Exec(ctx, "ROLLBACK TO SAVEPOINT "+savepoint+"; RELEASE SAVEPOINT "+savepoint)
-		if err != nil && sqlState(err) == "" {
-			// Rows were in the way. The transaction must not commit what stays in it.
-			_ = t.Look(func(conn *pgx.Conn) error { return conn.Close(ctx) }) //nolint:contextcheck // Look sends nothing.
+		if ended := t.undo(ctx); ended != nil && !errors.Is(err, idempotency.ErrTxEnded) {
+			err = errors.Join(ended, err)
 		}
 	}()
 	if err := fn(ctx, t); err != nil {
 		return err
 	}
-	_, err := t.Exec(ctx, "RELEASE SAVEPOINT "+savepoint)
+	_, err = t.Exec(ctx, "RELEASE SAVEPOINT "+savepoint)
 	released = err == nil
+	if sqlState(err) == "25P02" {
+		return fmt.Errorf("%w: %w", txhelper.ErrAborted, err)
+	}
+	return t.endedBySQL(err)
+}
+
+// undo undoes what was done behind the savepoint. Its error says that the transaction has
+// ended, and may be committed.
+func (t *callerTx) undo(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), txhelper.DefaultRollbackTimeout)
+	defer cancel()
+	// Without arguments pgx uses the simple protocol: one flight for both. Where the
+	// server refuses it, the transaction is aborted or has ended.
+	_, err := t.Exec(ctx, "ROLLBACK TO SAVEPOINT "+savepoint+"; RELEASE SAVEPOINT "+savepoint)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, pgx.ErrTxClosed):
+		return fmt.Errorf("%w: %w", idempotency.ErrTxEnded, err)
+	case sqlState(err) != "":
+		if ended := t.endedBySQL(err); errors.Is(ended, idempotency.ErrTxEnded) {
+			return ended
+		}
+		return nil // aborted
+	}
+	// Rows were in the way. The transaction must not commit what stays in it.
+	if err := t.Look(func(conn *pgx.Conn) error { return conn.Close(ctx) }); err != nil { //nolint:contextcheck // Look sends nothing.
+		_ = t.tx.Rollback() // which closes the rows; or it has ended
+	}
+	return nil
+}
+
+// endedBySQL tells the errors of a savepoint that is not there because the transaction has
+// ended, or another one has begun.
+func (t *callerTx) endedBySQL(err error) error {
 	switch sqlState(err) {
-	case "25P01", "3B001": // no transaction, or another one than that of the savepoint
-		err = fmt.Errorf("%w: by an SQL statement of the function's: %w", idempotency.ErrTxEnded, err)
-	case "25P02":
-		err = fmt.Errorf("%w: %w", txhelper.ErrAborted, err)
+	case "25P01", "3B001":
+		return fmt.Errorf("%w: by an SQL statement of the function's: %w", idempotency.ErrTxEnded, err)
 	}
 	return err
 }

@@ -24,16 +24,18 @@ func lendRows(tx *lentTx, rows driver.Rows, err error) (driver.Rows, error) {
 }
 
 func (r *lentRows) Next(dest []driver.Value) error {
-	err := r.Rows.Next(dest)
-	if err != nil && !errors.Is(err, io.EOF) {
-		_ = r.tx.Note(err)
-	}
-	return err
+	return r.tx.use(func(driver.Conn) error {
+		err := r.Rows.Next(dest)
+		if err != nil && !errors.Is(err, io.EOF) {
+			_ = r.tx.Note(err)
+		}
+		return err
+	})
 }
 
 func (r *lentRows) Close() error {
 	r.tx.openRows.Add(-1) // database/sql calls it once
-	return r.tx.Note(r.Rows.Close())
+	return r.tx.use(func(driver.Conn) error { return r.tx.Note(r.Rows.Close()) })
 }
 
 func (r *lentRows) HasNextResultSet() bool {
@@ -43,7 +45,7 @@ func (r *lentRows) HasNextResultSet() bool {
 
 func (r *lentRows) NextResultSet() error {
 	if rows, ok := r.Rows.(driver.RowsNextResultSet); ok {
-		return r.tx.Note(rows.NextResultSet())
+		return r.tx.use(func(driver.Conn) error { return r.tx.Note(rows.NextResultSet()) })
 	}
 	return io.EOF
 }

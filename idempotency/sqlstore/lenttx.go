@@ -7,6 +7,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -31,6 +32,49 @@ type lentTx struct {
 	ending atomic.Bool
 	// openRows counts rows that are not closed.
 	openRows atomic.Int32
+
+	// mu guards the connection, which is somebody else's once ended is set: database/sql may
+	// go on with it in a goroutine of the function's that ends the transaction, or closes a
+	// statement.
+	mu    sync.Mutex
+	ended bool
+}
+
+// use calls fn with the connection, unless that is somebody else's by now.
+func (l *lentTx) use(fn func(conn driver.Conn) error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return sql.ErrTxDone
+	}
+	return fn(l.conn)
+}
+
+// end ends the *sql.Tx, and takes the connection away from it.
+func (l *lentTx) end(lent *sql.Tx) {
+	l.ending.Store(true)
+	rollback := func() { _ = lent.Rollback() } // waits for statements, closes rows and what was prepared, and rolls nothing back
+	if l.openRows.Load() == 0 {
+		rollback()
+	} else {
+		// Rows that were scanned into a sql.RawBytes close when they are read on. What is
+		// left of them costs the connection.
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			rollback()
+		}()
+		timer := time.NewTimer(txhelper.DefaultRollbackTimeout)
+		defer timer.Stop()
+		select {
+		case <-closed:
+		case <-timer.C:
+		}
+	}
+	lentTxs.Delete(lent)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = true
 }
 
 // lend calls fn with tx as a *sql.Tx, which has ended when lend returns, also where fn
@@ -47,11 +91,7 @@ func lend(ctx context.Context, tx pgx.Tx, conn driver.Conn, fn func(ctx context.
 		return err
 	}
 	lentTxs.Store(lent, l)
-	defer func() {
-		l.ending.Store(true)
-		_ = lent.Rollback() // waits for statements, closes rows and what was prepared, and rolls nothing back
-		lentTxs.Delete(lent)
-	}()
+	defer l.end(lent)
 	if err := fn(ctx, lent); err != nil {
 		return err
 	}
@@ -103,34 +143,46 @@ func (c lentConn) Prepare(query string) (driver.Stmt, error) {
 	return c.PrepareContext(context.Background(), query)
 }
 
-func (c lentConn) PrepareContext(ctx context.Context, query string) (stmt driver.Stmt, err error) {
-	if preparer, ok := c.tx.conn.(driver.ConnPrepareContext); ok {
-		stmt, err = preparer.PrepareContext(ctx, query)
-	} else {
-		stmt, err = c.tx.conn.Prepare(query)
-	}
+func (c lentConn) PrepareContext(ctx context.Context, query string) (prepared driver.Stmt, err error) {
+	err = c.tx.use(func(conn driver.Conn) (err error) {
+		var stmt driver.Stmt
+		if preparer, ok := conn.(driver.ConnPrepareContext); ok {
+			stmt, err = preparer.PrepareContext(ctx, query)
+		} else {
+			stmt, err = conn.Prepare(query)
+		}
+		prepared = &lentStmt{stmt, c.tx}
+		return c.tx.Note(err)
+	})
 	if err != nil {
-		return nil, c.tx.Note(err)
+		return nil, err
 	}
-	return &lentStmt{stmt, c.tx}, nil
+	return prepared, nil
 }
 
-func (c lentConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	execer, ok := c.tx.conn.(driver.ExecerContext)
-	if !ok {
-		return nil, driver.ErrSkip
-	}
-	result, err := execer.ExecContext(ctx, query, args)
-	return result, c.tx.Note(err)
+func (c lentConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (result driver.Result, err error) {
+	err = c.tx.use(func(conn driver.Conn) (err error) {
+		execer, ok := conn.(driver.ExecerContext)
+		if !ok {
+			return driver.ErrSkip
+		}
+		result, err = execer.ExecContext(ctx, query, args)
+		return c.tx.Note(err)
+	})
+	return result, err
 }
 
-func (c lentConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	queryer, ok := c.tx.conn.(driver.QueryerContext)
-	if !ok {
-		return nil, driver.ErrSkip
-	}
-	rows, err := queryer.QueryContext(ctx, query, args)
-	return lendRows(c.tx, rows, err)
+func (c lentConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
+	err = c.tx.use(func(conn driver.Conn) error {
+		queryer, ok := conn.(driver.QueryerContext)
+		if !ok {
+			return driver.ErrSkip
+		}
+		found, err := queryer.QueryContext(ctx, query, args)
+		rows, err = lendRows(c.tx, found, err)
+		return err
+	})
+	return rows, err
 }
 
 func (c lentConn) CheckNamedValue(value *driver.NamedValue) error {
@@ -164,22 +216,33 @@ var (
 	_ driver.NamedValueChecker = (*lentStmt)(nil)
 )
 
-func (s *lentStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
-	execer, ok := s.Stmt.(driver.StmtExecContext)
-	if !ok {
-		return nil, errWithoutContext
-	}
-	result, err := execer.ExecContext(ctx, args)
-	return result, s.tx.Note(err)
+func (s *lentStmt) Close() error {
+	return s.tx.use(func(driver.Conn) error { return s.Stmt.Close() })
 }
 
-func (s *lentStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	queryer, ok := s.Stmt.(driver.StmtQueryContext)
-	if !ok {
-		return nil, errWithoutContext
-	}
-	rows, err := queryer.QueryContext(ctx, args)
-	return lendRows(s.tx, rows, err)
+func (s *lentStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (result driver.Result, err error) {
+	err = s.tx.use(func(driver.Conn) (err error) {
+		execer, ok := s.Stmt.(driver.StmtExecContext)
+		if !ok {
+			return errWithoutContext
+		}
+		result, err = execer.ExecContext(ctx, args)
+		return s.tx.Note(err)
+	})
+	return result, err
+}
+
+func (s *lentStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
+	err = s.tx.use(func(driver.Conn) error {
+		queryer, ok := s.Stmt.(driver.StmtQueryContext)
+		if !ok {
+			return errWithoutContext
+		}
+		found, err := queryer.QueryContext(ctx, args)
+		rows, err = lendRows(s.tx, found, err)
+		return err
+	})
+	return rows, err
 }
 
 func (s *lentStmt) CheckNamedValue(value *driver.NamedValue) error {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"runtime"
+	"strconv"
 	"testing"
 
 	"github.com/samecommit/samecommit/idempotency"
@@ -323,4 +324,60 @@ func TestLentTransactionIsForgotten(t *testing.T) {
 			return false
 		}
 	})
+}
+
+// A goroutine of the function's that ends the transaction may still be closing what was
+// prepared in it when Do gives the connection up.
+func TestRollbackInAGoroutine(t *testing.T) {
+	t.Parallel()
+	b := newSingleBench(t, nil)
+	for i := range 30 {
+		ctx, cancel := context.WithCancel(t.Context())
+		gone := make(chan struct{})
+		err := b.do(ctx, "k", func(_ context.Context, tx *sql.Tx) error {
+			for n := range 80 {
+				if _, err := tx.PrepareContext(t.Context(), "SELECT $1::int + "+strconv.Itoa(n)); err != nil { //nolint:sqlclosecheck,contextcheck // On purpose.
+					return err
+				}
+			}
+			go func() {
+				defer close(gone)
+				<-ctx.Done()
+				_ = tx.Rollback()
+			}()
+			cancel()
+			for range i {
+				runtime.Gosched()
+			}
+			return errBusiness
+		})
+		if !errors.Is(err, errBusiness) {
+			t.Errorf("%v, want the function's error", err)
+		}
+		b.wantUsable(t)
+		<-gone
+	}
+	b.want(t, "k", 0, false)
+}
+
+// Rows that were scanned into a sql.RawBytes do not close before they are read on, which
+// nobody does any more.
+func TestRawBytesLeftOpen(t *testing.T) {
+	t.Parallel()
+	b := newSingleBench(t, nil)
+	var rows *sql.Rows
+	err := b.do(t.Context(), "k", func(ctx context.Context, tx *sql.Tx) (err error) {
+		if rows, err = tx.QueryContext(ctx, `SELECT generate_series(1, 3)::text`); err != nil { //nolint:rowserrcheck,sqlclosecheck // Closed below.
+			return err
+		}
+		rows.Next()
+		var raw sql.RawBytes
+		return rows.Scan(&raw)
+	})
+	if !errors.Is(err, idempotency.ErrTxAborted) || !errors.Is(err, txhelper.ErrRowsOpen) {
+		t.Errorf("%v, want ErrTxAborted by open rows", err)
+	}
+	b.want(t, "k", 0, false)
+	b.wantUsable(t)
+	_ = rows.Close() // which ends the goroutines of database/sql that wait for it
 }

@@ -34,7 +34,8 @@ type Config struct {
 	// its connection, and its place in DB.SetMaxOpenConns, until the server replies or
 	// TCP gives the connection up. Defaults to 10 seconds.
 	CommitTimeout time.Duration
-	// ResolveTimeout is pgxstore.Config.ResolveTimeout. Defaults to 10 seconds.
+	// ResolveTimeout is pgxstore.Config.ResolveTimeout; a connection that does not answer
+	// costs half of it. Defaults to 10 seconds.
 	ResolveTimeout time.Duration
 	// ConfirmReplays is pgxstore.Config.ConfirmReplays. Defaults to 0: replays are not
 	// confirmed.

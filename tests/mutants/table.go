@@ -1587,22 +1587,22 @@ var table = []mutant{
 	},
 	{
 		name: "sqlstore: a failure that a prepared statement meets is forgotten", breaks: honest,
-		edits: []edit{{sqlFolder + "/lenttx.go", "execer.ExecContext(ctx, args)\n\treturn result, s.tx.Note(err)", "execer.ExecContext(ctx, args)\n\treturn result, err"}},
+		edits: []edit{{sqlFolder + "/lenttx.go", "execer.ExecContext(ctx, args)\n\t\treturn s.tx.Note(err)", "execer.ExecContext(ctx, args)\n\t\treturn err"}},
 		test:  "TestSwallowedSerializationFailureRunsAgain/a prepared statement's Exec", pkg: sqlFolder,
 	},
 	{
 		name: "sqlstore: open rows look like a lost connection", breaks: honest,
-		edits: []edit{{sqlFolder + "/callertx.go", "cause = txhelper.ErrRowsOpen", "cause = txhelper.ErrLostBeforeCommit"}},
+		edits: []edit{{sqlFolder + "/callertx.go", "	}\n	return txhelper.ErrRowsOpen\n", "	}\n	return txhelper.ErrLostBeforeCommit\n"}},
 		test:  "TestMisuseInsideDoTx/rows left open", pkg: sqlFolder,
 	},
 	{
 		name: "sqlstore: what rows keep from being undone is committed", breaks: together,
-		edits: []edit{{sqlFolder + "/callertx.go", "err != nil && sqlState(err) == \"\"", "err != nil && sqlState(err) != \"\""}},
+		edits: []edit{{sqlFolder + "/callertx.go", "return conn.Close(ctx)", "return nil"}},
 		test:  "TestErrorWithRowsOpenUndoesTheWrites", pkg: sqlFolder,
 	},
 	{
 		name: "sqlstore: another driver gets statements", breaks: honest,
-		edits: []edit{{"idempotency/pgxstore/verbs.go", "	if err := foreign.Look(checkEncoding); err != nil {\n", "	if err := foreign.Look(checkEncoding); err != nil && v.looked {\n"}},
+		edits: []edit{{"idempotency/pgxstore/verbs.go", "	if err := foreign.Look(checkEncoding); err != nil {\n", "	if err := foreign.Look(checkEncoding); err != nil && v.looked.Load() {\n"}},
 		test:  "TestOtherDriver/strict", pkg: sqlFolder,
 	},
 }
