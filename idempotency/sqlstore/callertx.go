@@ -91,7 +91,7 @@ func (t *callerTx) unusable() error {
 	stmt, err := t.tx.PrepareContext(context.Background(), "SELECT")
 	switch {
 	case err == nil:
-		_ = stmt.Close() //nolint:sqlclosecheck // At once.
+		_ = stmt.Close()            //nolint:sqlclosecheck // At once.
 		return txhelper.ErrRowsOpen // they are closed by now
 	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrTxDone):
 		return txhelper.ErrLostBeforeCommit
