@@ -26,7 +26,7 @@ const (
 	// enforcedFrom is how many calls must reach every cell of the report.
 	enforcedFrom    = 50_000
 	processes       = 4
-	processesOnPgx  = 2 // the others are on database/sql
+	processesOnPgx  = 3 // the others are on database/sql
 	killRounds      = 20
 	workersPerEach  = 6
 	checkTimeout    = 2 * time.Minute
