@@ -35,6 +35,7 @@ FUZZCOUNT ?= 150000
 
 .PHONY: chaos
 chaos: ## cut, kill, fail over, interleave and simulate; prints what was injected and what came of it
+	.ci/tables -timeout 1h $(MODULE)/idempotency/httpidem $(MODULE)/idempotency/sqlstore
 	.ci/tables -timeout 1h $(MODULE)/tests/sim -run '^(TestSimulation|TestLeases)$$' -sim.seeds=$(SEEDS)
 	.ci/tables -timeout 1h $(MODULE)/tests/chaos
 	.ci/tables -timeout 1h -parallel 8 $(MODULE)/tests/interleavings

@@ -185,3 +185,12 @@ func TestMigrateDBWithoutCreateRights(t *testing.T) {
 		t.Errorf("UpDB where nothing was made yet: %v, want 42501", err)
 	}
 }
+
+func TestMigrateWithoutADatabase(t *testing.T) {
+	t.Parallel()
+	for name, err := range map[string]error{"a pool": migrations.Up(t.Context(), nil), "a *sql.DB": migrations.UpDB(t.Context(), nil)} {
+		if err == nil || !strings.Contains(err.Error(), "migrations: up: the database is nil") {
+			t.Errorf("%s: %v, want an error that says so", name, err)
+		}
+	}
+}

@@ -101,12 +101,18 @@ func StatusDB(ctx context.Context, db *sql.DB) ([]Migration, error) {
 
 // withDB calls fn with a *sql.DB on the pool's connections.
 func withDB(pool *pgxpool.Pool, fn func(db *sql.DB) error) error {
+	if pool == nil {
+		return fn(nil) // which says so
+	}
 	db := stdlib.OpenDBFromPool(pool)
 	defer func() { _ = db.Close() }() // closes no connection: it keeps none
 	return fn(db)
 }
 
 func withProvider(ctx context.Context, db *sql.DB, command string, fn func(*goose.Provider) error) error {
+	if db == nil {
+		return fmt.Errorf("migrations: %s: the database is nil: pass an open one", command)
+	}
 	err := checkSchema(ctx, db)
 	if err == nil {
 		var provider *goose.Provider

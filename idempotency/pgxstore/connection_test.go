@@ -176,6 +176,20 @@ func TestNestedCallOfAnotherClientOnAWrappedTransaction(t *testing.T) {
 	wantNothing(t, b, "k")
 }
 
+// beginner begins transactions, and sends no statements.
+type beginner struct{}
+
+func (beginner) Begin(context.Context) (pgx.Tx, error) { return nil, errors.ErrUnsupported }
+
+// No connection is looked for on which nothing can be asked.
+func TestGetOfAnInvalidKeyNeedsNoServer(t *testing.T) {
+	t.Parallel()
+	pool := unusedPool(t)
+	pool.Close()
+	_, err := bench.NewStore(t, pool, nil).Get(t.Context(), idempotency.Key{})
+	wantParamError(t, err, "Key.Scope")
+}
+
 func TestNewRefusesWhatCannotWork(t *testing.T) {
 	t.Parallel()
 	var noPool *pgxpool.Pool
@@ -186,6 +200,7 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 			func() (*pgxstore.Store, error) { return pgxstore.New(nil, nil) },
 			func() (*pgxstore.Store, error) { return pgxstore.New(noPool, nil) },
 			func() (*pgxstore.Store, error) { return pgxstore.New(noConn, nil) },
+			func() (*pgxstore.Store, error) { return pgxstore.New(beginner{}, nil) },
 		},
 		"Config.TxOptions": {
 			func() (*pgxstore.Store, error) {

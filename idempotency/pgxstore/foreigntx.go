@@ -14,7 +14,8 @@ type foreignTx interface {
 	// error.
 	Look(fn func(conn *pgx.Conn) error) error
 	// Savepoint calls fn between a savepoint and its release, and undoes what fn did
-	// where that returns an error, which it then returns as it is.
+	// where that returns an error. It returns that as it is, or joined to ErrTxEnded where
+	// there was nothing left to undo.
 	Savepoint(ctx context.Context, fn func(ctx context.Context, tx pgx.Tx) error) error
 }
 

@@ -104,11 +104,8 @@ func (r *row) record() (*idempotency.Record, error) {
 	return record, nil
 }
 
-// get returns the record of a key that is in progress or has a live answer.
+// get returns the record of a valid key that is in progress or has a live answer.
 func (s *Store) get(ctx context.Context, q txhelper.Querier, key idempotency.Key) (*idempotency.Record, error) {
-	if err := key.Validate(); err != nil {
-		return nil, err
-	}
 	found, err := s.lookUp(ctx, q, key)
 	if err != nil {
 		return nil, s.explain(key, "get", lostBeforeCommit(err))

@@ -224,6 +224,9 @@ func (s *Store) Complete(ctx context.Context, claim *idempotency.Claim, response
 
 // Get returns the record of key. See idempotency.Verbs.
 func (s *Store) Get(ctx context.Context, key idempotency.Key) (record *idempotency.Record, err error) {
+	if err := key.Validate(); err != nil {
+		return nil, err
+	}
 	var found error
 	err = s.alone(ctx, func(q txhelper.Querier) error {
 		record, found = s.get(ctx, q, key)

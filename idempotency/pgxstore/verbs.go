@@ -97,6 +97,9 @@ func (v *verbs) AddStep(ctx context.Context, claim *idempotency.Claim, step *ide
 
 // Get returns the record as the transaction sees it.
 func (v *verbs) Get(ctx context.Context, key idempotency.Key) (*idempotency.Record, error) {
+	if err := key.Validate(); err != nil {
+		return nil, err
+	}
 	if err := v.check(); err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/internal/pgtest/bench"
@@ -380,4 +381,22 @@ func TestRawBytesLeftOpen(t *testing.T) {
 	b.want(t, "k", 0, false)
 	b.wantUsable(t)
 	_ = rows.Close() // which ends the goroutines of database/sql that wait for it
+}
+
+// The *sql.DB itself is no part of the transaction: a pool of one has no connection left.
+func TestDBInsideDoWaitsForASecondConnection(t *testing.T) {
+	t.Parallel()
+	b := newSingleBench(t, nil)
+	var meanwhile error
+	err := b.do(t.Context(), "k", func(ctx context.Context, _ *sql.Tx) error {
+		ctx, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+		defer cancel()
+		_, meanwhile = b.db.ExecContext(ctx, `SELECT 1`)
+		return nil
+	})
+	if err != nil || !errors.Is(meanwhile, context.DeadlineExceeded) {
+		t.Errorf("Do: %v; the *sql.DB: %v, want the end of its context", err, meanwhile)
+	}
+	b.want(t, "k", 1, true)
+	b.wantUsable(t)
 }
