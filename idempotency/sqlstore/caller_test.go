@@ -31,7 +31,7 @@ func (b *sqlBench) doTx(ctx context.Context, name string, end func(context.Conte
 
 func (b *sqlBench) doIn(ctx context.Context, tx *sql.Tx, name string, end func(context.Context, *sql.Tx) error) error {
 	result, err := idempotency.DoTx(ctx, b.client, tx, bench.Params(name), func(ctx context.Context, tx *sql.Tx) (string, error) {
-		if err := effect(ctx, tx, name); err != nil {
+		if err := bench.EffectOnSQL(ctx, tx, name); err != nil {
 			return "", err
 		}
 		return name, end(ctx, tx)
@@ -120,7 +120,7 @@ func TestErrorWithRowsOpenUndoesTheWrites(t *testing.T) {
 			}
 			var rows *sql.Rows
 			err = b.store.Savepoint(t.Context(), tx, func(ctx context.Context, tx *sql.Tx) (err error) {
-				if err := effect(ctx, tx, "k"); err != nil {
+				if err := bench.EffectOnSQL(ctx, tx, "k"); err != nil {
 					return err
 				}
 				if rows, err = tx.QueryContext(ctx, `SELECT generate_series(1, $1::int)`, 3); err != nil { //nolint:rowserrcheck,sqlclosecheck // Closed below.
@@ -179,7 +179,7 @@ func TestEndAndErrorInsideSavepoint(t *testing.T) {
 				t.Fatal(err)
 			}
 			err = b.store.Savepoint(t.Context(), tx, func(ctx context.Context, tx *sql.Tx) error {
-				return errors.Join(effect(ctx, tx, "k"), test.end(ctx, tx), errBusiness)
+				return errors.Join(bench.EffectOnSQL(ctx, tx, "k"), test.end(ctx, tx), errBusiness)
 			})
 			if !errors.Is(err, idempotency.ErrTxEnded) || !errors.Is(err, errBusiness) {
 				t.Errorf("%v, want ErrTxEnded and the function's error", err)

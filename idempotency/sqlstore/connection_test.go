@@ -63,7 +63,7 @@ func TestCancelDoesNotRollBackBehindTheFunction(t *testing.T) {
 				return err
 			}
 		}
-		return effect(context.WithoutCancel(ctx), tx, "k")
+		return bench.EffectOnSQL(context.WithoutCancel(ctx), tx, "k")
 	})
 	if err != nil {
 		t.Error(err)
@@ -143,13 +143,12 @@ func TestDBClosedInsideDo(t *testing.T) {
 	t.Parallel()
 	b := newSingleBench(t, nil)
 	if err := b.do(t.Context(), "k", func(ctx context.Context, tx *sql.Tx) error {
-		return errors.Join(b.db.Close(), effect(ctx, tx, "k"))
+		return errors.Join(b.db.Close(), bench.EffectOnSQL(ctx, tx, "k"))
 	}); err != nil {
 		t.Error(err)
 	}
-	count, err := b.effects(t.Context(), "k")
-	if err != nil || count != 2 {
-		t.Errorf("%d effects, %v; want those of the call", count, err)
+	if count := bench.CountEffects(t, b.pool, "k"); count != 2 {
+		t.Errorf("%d effects, want those of the call", count)
 	}
 	if err := b.do(t.Context(), "after", func(context.Context, *sql.Tx) error { return nil }); err == nil || errors.Is(err, idempotency.ErrOutcomeUnknown) {
 		t.Errorf("after it: %v, want an error", err)
@@ -260,7 +259,7 @@ func upsets(ctx context.Context, tx *sql.Tx, cancel func(), upset bool, call int
 	switch call % 6 {
 	case 0:
 		cancel()
-		return effect(ctx, tx, "never")
+		return bench.EffectOnSQL(ctx, tx, "never")
 	case 1:
 		cancel()
 		return ctx.Err()

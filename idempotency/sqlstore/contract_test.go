@@ -1,7 +1,6 @@
 package sqlstore_test
 
 import (
-	"context"
 	"database/sql"
 	"testing"
 
@@ -12,24 +11,11 @@ import (
 	"github.com/samecommit/samecommit/idempotency/sqlstore"
 	"github.com/samecommit/samecommit/idempotency/storetest"
 	"github.com/samecommit/samecommit/internal/pgtest"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
 )
 
 func (b *sqlBench) harness(callers sql.IsolationLevel) storetest.Harness[*sql.Tx] {
-	return storetest.Harness[*sql.Tx]{
-		Store: b.store,
-		Begin: func(ctx context.Context) (*sql.Tx, func(context.Context) error, func(context.Context) error, error) {
-			tx, err := b.db.BeginTx(ctx, &sql.TxOptions{Isolation: callers})
-			if err != nil {
-				return nil, nil, nil, err
-			}
-			return tx, func(context.Context) error { return tx.Commit() }, func(context.Context) error { return tx.Rollback() }, nil
-		},
-		Effect:       effect,
-		Effects:      b.effects,
-		Commit:       func(_ context.Context, tx *sql.Tx) error { return tx.Commit() },
-		Rollback:     func(_ context.Context, tx *sql.Tx) error { return tx.Rollback() },
-		CallerMayEnd: true,
-	}
+	return bench.HarnessOnSQL(b.db, b.store, callers)
 }
 
 func TestStoreContract(t *testing.T) {

@@ -19,7 +19,7 @@ type misuse struct {
 	end func(context.Context, *sql.Tx) error
 	// want are the errors of Do.
 	want []error
-	// commits says that SQL has committed the effect, which nobody can take back.
+	// commits says that SQL has committed the bench.EffectOnSQL, which nobody can take back.
 	commits bool
 }
 
@@ -281,7 +281,7 @@ func TestKeptTransactionHasEnded(t *testing.T) {
 		go func() {
 			inTime <- statement("SELECT 1")(ctx, tx)
 			<-goOn
-			done <- effect(context.WithoutCancel(ctx), tx, "k")
+			done <- bench.EffectOnSQL(context.WithoutCancel(ctx), tx, "k")
 		}()
 		return <-inTime
 	}); err != nil {
@@ -291,7 +291,7 @@ func TestKeptTransactionHasEnded(t *testing.T) {
 	_, rowErr := kept.QueryContext(t.Context(), `SELECT 1`)       //nolint:rowserrcheck,sqlclosecheck // There are none.
 	_, prepareErr := kept.PrepareContext(t.Context(), `SELECT 1`) //nolint:sqlclosecheck // There is none.
 	for use, err := range map[string]error{
-		"of a goroutine": <-done, "Exec": effect(t.Context(), kept, "k"), "Query": rowErr, "Prepare": prepareErr,
+		"of a goroutine": <-done, "Exec": bench.EffectOnSQL(t.Context(), kept, "k"), "Query": rowErr, "Prepare": prepareErr,
 		"Commit": kept.Commit(), "Rollback": kept.Rollback(),
 	} {
 		if !errors.Is(err, sql.ErrTxDone) {

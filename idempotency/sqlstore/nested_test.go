@@ -23,7 +23,7 @@ func TestNestedInsideDo(t *testing.T) {
 				return err
 			}
 			_, err = b.client.WithTx(tx).Complete(ctx, outcome.Claim, &idempotency.Response{Type: idempotency.TypeNone})
-			return errors.Join(err, effect(ctx, tx, "WithTx inside"))
+			return errors.Join(err, bench.EffectOnSQL(ctx, tx, "WithTx inside"))
 		},
 		"DoTx": func(ctx context.Context, tx *sql.Tx) error {
 			return b.doIn(ctx, tx, "DoTx inside", func(ctx context.Context, nested *sql.Tx) error {
@@ -33,7 +33,7 @@ func TestNestedInsideDo(t *testing.T) {
 		"BeginMany": func(ctx context.Context, tx *sql.Tx) error { return b.many(ctx, tx, "BeginMany inside") },
 		"Savepoint": func(ctx context.Context, tx *sql.Tx) error {
 			err := b.store.Savepoint(ctx, tx, func(ctx context.Context, nested *sql.Tx) error {
-				return errors.Join(effect(ctx, nested, "deeper"), errBusiness)
+				return errors.Join(bench.EffectOnSQL(ctx, nested, "deeper"), errBusiness)
 			})
 			if !errors.Is(err, errBusiness) {
 				return err
@@ -66,7 +66,7 @@ func (b *sqlBench) many(ctx context.Context, tx *sql.Tx, names ...string) error 
 		return err
 	}
 	for i, item := range batch.Items {
-		if err := effect(ctx, tx, names[i]); item.Err != nil || err != nil {
+		if err := bench.EffectOnSQL(ctx, tx, names[i]); item.Err != nil || err != nil {
 			return errors.Join(item.Err, err)
 		}
 		item.Response = &idempotency.Response{Type: idempotency.TypeNone}

@@ -60,8 +60,8 @@ func closed(t testing.TB, db *sql.DB) *sql.DB {
 
 func newBenchOn(t testing.TB, pool *pgxpool.Pool, db *sql.DB, config *sqlstore.Config) *sqlBench {
 	t.Helper()
+	bench.MakeEffects(t, pool)
 	for _, text := range []string{
-		`CREATE TABLE IF NOT EXISTS effects (name text NOT NULL)`,
 		`CREATE OR REPLACE FUNCTION fail_40001() RETURNS int LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''test'' USING ERRCODE = ''40001''; END'`,
 	} {
 		if _, err := pool.Exec(t.Context(), text); err != nil {
@@ -79,11 +79,6 @@ func newBenchOn(t testing.TB, pool *pgxpool.Pool, db *sql.DB, config *sqlstore.C
 	return &sqlBench{pool: pool, db: db, store: store, client: client}
 }
 
-func effect(ctx context.Context, tx *sql.Tx, name string) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO effects (name) VALUES ($1)`, name)
-	return err
-}
-
 // statement is something that a function does by SQL.
 func statement(text string) func(context.Context, *sql.Tx) error {
 	return func(ctx context.Context, tx *sql.Tx) error {
@@ -92,15 +87,10 @@ func statement(text string) func(context.Context, *sql.Tx) error {
 	}
 }
 
-func (b *sqlBench) effects(ctx context.Context, name string) (count int, err error) {
-	err = b.pool.QueryRow(ctx, `SELECT count(*) FROM effects WHERE name = $1`, name).Scan(&count)
-	return count, err
-}
-
 // do has one effect, then does what end says.
 func (b *sqlBench) do(ctx context.Context, name string, end func(context.Context, *sql.Tx) error) error {
 	_, err := idempotency.Do(ctx, b.client, bench.Params(name), func(ctx context.Context, tx *sql.Tx) (string, error) {
-		if err := effect(ctx, tx, name); err != nil {
+		if err := bench.EffectOnSQL(ctx, tx, name); err != nil {
 			return "", err
 		}
 		return name, end(ctx, tx)
@@ -111,9 +101,8 @@ func (b *sqlBench) do(ctx context.Context, name string, end func(context.Context
 // want checks how many effects there are, and whether the key has an answer.
 func (b *sqlBench) want(t testing.TB, name string, effects int, answered bool) {
 	t.Helper()
-	found, err := b.effects(t.Context(), name)
-	if err != nil || found != effects {
-		t.Errorf("%d effects, %v; want %d", found, err, effects)
+	if found := bench.CountEffects(t, b.pool, name); found != effects {
+		t.Errorf("%d effects, want %d", found, effects)
 	}
 	record, err := b.client.Get(t.Context(), bench.Params(name).Key)
 	if answered && (err != nil || record.State != idempotency.Completed) || !answered && !errors.Is(err, idempotency.ErrNotFound) {

@@ -1,7 +1,6 @@
 package matrix_test
 
 import (
-	"context"
 	"database/sql"
 	"testing"
 
@@ -10,6 +9,7 @@ import (
 
 	"github.com/samecommit/samecommit/idempotency/sqlstore"
 	"github.com/samecommit/samecommit/idempotency/storetest"
+	"github.com/samecommit/samecommit/internal/pgtest/bench"
 )
 
 // sqlHarness is one for a store on database/sql, on a new database of the cell.
@@ -26,27 +26,7 @@ func (c *cell) sqlHarness(t *testing.T) storetest.Harness[*sql.Tx] {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return storetest.Harness[*sql.Tx]{
-		Store: store,
-		Begin: func(ctx context.Context) (*sql.Tx, func(context.Context) error, func(context.Context) error, error) {
-			tx, err := db.BeginTx(ctx, nil)
-			if err != nil {
-				return nil, nil, nil, err
-			}
-			return tx, func(context.Context) error { return tx.Commit() }, func(context.Context) error { return tx.Rollback() }, nil
-		},
-		Effect: func(ctx context.Context, tx *sql.Tx, name string) error {
-			_, err := tx.ExecContext(ctx, `INSERT INTO effects (name) VALUES ($1)`, name)
-			return err
-		},
-		Effects: func(ctx context.Context, name string) (count int, err error) {
-			err = b.Pool.QueryRow(ctx, `SELECT count(*) FROM effects WHERE name = $1`, name).Scan(&count)
-			return count, err
-		},
-		Commit:       func(_ context.Context, tx *sql.Tx) error { return tx.Commit() },
-		Rollback:     func(_ context.Context, tx *sql.Tx) error { return tx.Rollback() },
-		CallerMayEnd: true,
-	}
+	return bench.HarnessOnSQL(db, store, sql.LevelDefault)
 }
 
 // conformsOnSQL is what one exec mode, which both routes support, passes on database/sql on

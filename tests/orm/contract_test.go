@@ -1,7 +1,6 @@
 package orm_test
 
 import (
-	"context"
 	"database/sql"
 	"testing"
 
@@ -9,37 +8,29 @@ import (
 
 	"github.com/samecommit/samecommit/idempotency/sqlstore"
 	"github.com/samecommit/samecommit/idempotency/storetest"
+	"github.com/samecommit/samecommit/internal/pgtest"
+	pgbench "github.com/samecommit/samecommit/internal/pgtest/bench"
 )
 
 // The promises are the same behind a tracing wrapper.
 func TestTransactionContractBehindOtelsql(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, func(dsn string) (*sql.DB, error) { return otelsql.Open("pgx", dsn) })
-	store, err := sqlstore.New(b.db, nil)
+	pool := pgtest.DB(t)
+	pgbench.MakeEffects(t, pool)
+	db, err := otelsql.Open("pgx", pool.Config().ConnString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	store, err := sqlstore.New(db, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	storetest.RunTx(t, func(*testing.T) storetest.Harness[*sql.Tx] {
-		return storetest.Harness[*sql.Tx]{
-			Store: store,
-			Begin: func(ctx context.Context) (*sql.Tx, func(context.Context) error, func(context.Context) error, error) {
-				tx, err := b.db.BeginTx(ctx, nil)
-				if err != nil {
-					return nil, nil, nil, err
-				}
-				return tx, func(context.Context) error { return tx.Commit() }, func(context.Context) error { return tx.Rollback() }, nil
-			},
-			Effect: func(ctx context.Context, tx *sql.Tx, name string) error {
-				_, err := tx.ExecContext(ctx, insertCharge, name)
-				return err
-			},
-			Effects: func(ctx context.Context, name string) (count int, err error) {
-				err = b.db.QueryRowContext(ctx, `SELECT count(*) FROM charges WHERE account = $1`, name).Scan(&count)
-				return count, err
-			},
-			Commit:       func(_ context.Context, tx *sql.Tx) error { return tx.Commit() },
-			Rollback:     func(_ context.Context, tx *sql.Tx) error { return tx.Rollback() },
-			CallerMayEnd: true,
-		}
+		return pgbench.HarnessOnSQL(db, store, sql.LevelDefault)
 	})
 }

@@ -21,9 +21,7 @@ type Bench struct {
 // New returns a bench on pool, in whose database it makes the table for effects.
 func New(t testing.TB, pool *pgxpool.Pool, storeConfig *pgxstore.Config, config *idempotency.Config) *Bench {
 	t.Helper()
-	if _, err := pool.Exec(t.Context(), `CREATE TABLE IF NOT EXISTS effects (name text NOT NULL)`); err != nil {
-		t.Fatal(err)
-	}
+	MakeEffects(t, pool)
 	return Open(t, pool, storeConfig, config)
 }
 
@@ -56,9 +54,30 @@ func Params(id string) idempotency.Params {
 	}
 }
 
+// The table for effects, and what is done with it.
+const (
+	createEffects = `CREATE TABLE IF NOT EXISTS effects (name text NOT NULL)`
+	insertEffect  = `INSERT INTO effects (name) VALUES ($1)`
+	countEffects  = `SELECT count(*) FROM effects WHERE name = $1`
+)
+
+// MakeEffects makes the table for effects.
+func MakeEffects(t testing.TB, pool *pgxpool.Pool) {
+	t.Helper()
+	if _, err := pool.Exec(t.Context(), createEffects); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// CountEffects is how many effects of this name are committed.
+func CountEffects(t testing.TB, pool *pgxpool.Pool, name string) int {
+	t.Helper()
+	return Count(t, pool, countEffects, name)
+}
+
 // Effect writes one row that counts as an effect of this name.
 func Effect(ctx context.Context, tx pgx.Tx, name string) error {
-	_, err := tx.Exec(ctx, `INSERT INTO effects (name) VALUES ($1)`, name)
+	_, err := tx.Exec(ctx, insertEffect, name)
 	return err
 }
 
@@ -72,5 +91,5 @@ func Charge(name string) func(context.Context, pgx.Tx) (string, error) {
 // Effects is how many effects of this name are committed.
 func (b *Bench) Effects(t testing.TB, name string) int {
 	t.Helper()
-	return Count(t, b.Pool, `SELECT count(*) FROM effects WHERE name = $1`, name)
+	return CountEffects(t, b.Pool, name)
 }

@@ -22,7 +22,7 @@ func (b *Bench) Harness(callers pgx.TxOptions) storetest.Harness[pgx.Tx] {
 		},
 		Effect: Effect,
 		Effects: func(ctx context.Context, name string) (count int, err error) {
-			err = b.Pool.QueryRow(ctx, `SELECT count(*) FROM effects WHERE name = $1`, name).Scan(&count)
+			err = b.Pool.QueryRow(ctx, countEffects, name).Scan(&count)
 			return count, err
 		},
 		Commit:   func(ctx context.Context, tx pgx.Tx) error { return tx.Commit(ctx) },
