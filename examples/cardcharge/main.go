@@ -59,7 +59,7 @@ func run(ctx context.Context, naive bool, stderr io.Writer) (all []*trial.Trial,
 	config := db.Pool.Config()
 	all = trial.All(started, claimed, charged, recorded, booked, committed)
 	for _, t := range all {
-		bank.Plan(t.Order, t.Fault)
+		bank.Plan.Set(t.Order, t.Fault)
 		said, err := trial.Send[task, Booking](ctx, t, task{
 			URL: config.ConnString(), Database: config.ConnConfig.Database, Provider: bank.URL, Naive: naive,
 			Request: provider.Request{Order: t.Order, Account: "card-4242", Cents: 500},

@@ -57,14 +57,14 @@ func run(ctx context.Context, naive bool, stderr io.Writer) (all []*trial.Trial,
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, shop.close()) }()
+	defer func() { err = errors.Join(err, shop.Close()) }()
 
 	config := db.Pool.Config()
 	all = trial.All(started, stored, charged, answered, noted)
 	for _, t := range all {
-		shop.plan(t.Order, t.Fault)
+		shop.plan.Set(t.Order, t.Fault)
 		said, err := trial.Send[task, provider.Receipt](ctx, t, task{
-			URL: config.ConnString(), Database: config.ConnConfig.Database, Server: shop.url, Naive: naive,
+			URL: config.ConnString(), Database: config.ConnConfig.Database, Server: shop.URL, Naive: naive,
 			Request: provider.Request{Order: t.Order, Account: "card-4242", Cents: 500},
 		}, stderr)
 		if err == nil {

@@ -4,9 +4,8 @@ import (
 	"context"
 	"io"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
 	"github.com/samecommit/samecommit/examples/internal/child"
+	"github.com/samecommit/samecommit/examples/internal/demodb"
 	"github.com/samecommit/samecommit/examples/internal/provider"
 	"github.com/samecommit/samecommit/examples/internal/trial"
 )
@@ -33,12 +32,7 @@ func work(ctx context.Context, stdout io.Writer) error { return child.Work(ctx, 
 // pay is one life of the client: it stores the payment, if it is new, and sends what is
 // not done.
 func pay(ctx context.Context, t task, at func(child.Point)) (said trial.Answer[provider.Receipt], err error) {
-	config, err := pgxpool.ParseConfig(t.URL)
-	if err != nil {
-		return said, err
-	}
-	config.ConnConfig.Database = t.Database
-	pool, err := pgxpool.NewWithConfig(ctx, config)
+	pool, err := demodb.Connect(ctx, t.URL, t.Database)
 	if err != nil {
 		return said, err
 	}

@@ -3,16 +3,12 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"net"
 	"net/http"
-	"sync"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/samecommit/samecommit/examples/internal/loopback"
 	"github.com/samecommit/samecommit/examples/internal/provider"
 	"github.com/samecommit/samecommit/idempotency"
 	"github.com/samecommit/samecommit/idempotency/httpidem"
@@ -24,12 +20,8 @@ const chargesTable = `CREATE TABLE charges (id text PRIMARY KEY DEFAULT gen_rand
 // server is whom the client pays: an API with the middleware of httpidem, and faults that
 // are planned. It outlives the client's processes.
 type server struct {
-	url   string
-	http  *http.Server
-	ended chan error
-
-	mu     sync.Mutex
-	faults map[string]provider.Fault
+	*loopback.Server
+	plan provider.Plan
 }
 
 func startServer(ctx context.Context, pool *pgxpool.Pool) (*server, error) {
@@ -45,51 +37,17 @@ func startServer(ctx context.Context, pool *pgxpool.Pool) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("listen for the server: %w", err)
-	}
-	s := &server{url: "http://" + listener.Addr().String(), ended: make(chan error, 1), faults: make(map[string]provider.Fault)}
+	s := &server{}
 	mux := http.NewServeMux()
 	mux.Handle("POST /orders/{order}/charges", s.faulty(keys(http.HandlerFunc(s.charge))))
-	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second}
-	go func() { s.ended <- s.http.Serve(listener) }()
-	return s, nil
-}
-
-// close ends it at once.
-func (s *server) close() error {
-	err := s.http.Close()
-	if served := <-s.ended; !errors.Is(served, http.ErrServerClosed) {
-		err = errors.Join(err, served)
-	}
-	return err
-}
-
-// plan sets what goes wrong with an order. No fault is "".
-func (s *server) plan(order string, fault provider.Fault) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults[order] = fault
-}
-
-// fault returns what goes wrong with this request. What is not each time is over then.
-func (s *server) fault(r *http.Request) provider.Fault {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	order := r.PathValue("order")
-	fault := s.faults[order]
-	if fault != provider.Declines {
-		delete(s.faults, order)
-	}
-	return fault
+	s.Server, err = loopback.Serve(ctx, mux)
+	return s, err
 }
 
 // faulty is the network, and a proxy, outside of the middleware.
 func (s *server) faulty(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch s.fault(r) {
+		switch s.plan.Next(r.PathValue("order")) {
 		case provider.Refuses:
 			http.Error(w, "try again later", http.StatusServiceUnavailable)
 		case provider.HangsUp:
@@ -124,7 +82,7 @@ func (s *server) charge(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the charge could not be booked", http.StatusInternalServerError)
 		return
 	}
-	if s.fault(r) == provider.Declines {
+	if s.plan.Next(r.PathValue("order")) == provider.Declines {
 		http.Error(w, "declined", http.StatusPaymentRequired) // which undoes the charge
 		return
 	}

@@ -85,7 +85,7 @@ func run(ctx context.Context, kind string, naive bool, stderr io.Writer) (all []
 
 	all = trial.All(started, claimed, toppedUp, recorded, completed)
 	for _, t := range all {
-		operator.Plan(t.Order, t.Fault)
+		operator.Plan.Set(t.Order, t.Fault)
 		if err := audit(ctx, operator, t, task{
 			Kind: kind, URL: server.URL, Space: space, Provider: operator.URL, Naive: naive,
 			Request: provider.Request{Order: t.Order, Account: "+1 555 0100", Cents: 500},

@@ -48,16 +48,30 @@ func Open(ctx context.Context, attach func(*pgxpool.Config), logf func(string, .
 	db.name = name
 	logf("database %s", name)
 
-	config, err := pgxpool.ParseConfig(server.URL)
+	if db.Pool, err = connect(ctx, server.URL, name, attach); err != nil {
+		return nil, err
+	}
+	return db, migrations.Up(ctx, db.Pool)
+}
+
+// Connect returns a pool for another process of the program, in the database of this name
+// on the server of this URL.
+func Connect(ctx context.Context, url, database string) (*pgxpool.Pool, error) {
+	return connect(ctx, url, database, func(*pgxpool.Config) {})
+}
+
+func connect(ctx context.Context, url, database string, attach func(*pgxpool.Config)) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fmt.Errorf("read the server's URL: %w", err)
 	}
-	config.ConnConfig.Database = name
+	config.ConnConfig.Database = database
 	attach(config)
-	if db.Pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
-		return nil, fmt.Errorf("connect to database %s: %w", name, err)
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("connect to database %s: %w", database, err)
 	}
-	return db, migrations.Up(ctx, db.Pool)
+	return pool, nil
 }
 
 // onServer runs one statement in the database that the server's URL names.

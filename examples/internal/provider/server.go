@@ -6,60 +6,33 @@ package provider
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"sync"
-	"time"
+
+	"github.com/samecommit/samecommit/examples/internal/loopback"
 )
 
 // Server is a provider whose API is HTTP: a request with the key of an earlier one gets
 // the earlier one's receipt.
 type Server struct {
-	// URL is where it takes requests.
-	URL    string
-	server *http.Server
-	ended  chan error
+	*loopback.Server
+	// Plan is what goes wrong.
+	Plan Plan
 
-	mu     sync.Mutex
-	faults map[string]Fault
-	byKey  map[string]Receipt
+	mu    sync.Mutex
+	byKey map[string]Receipt
 	// byOrder is everything that was done.
 	byOrder map[string][]Receipt
 }
 
 // Start returns a provider that listens on a free port of this machine.
 func Start(ctx context.Context) (*Server, error) {
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("listen for the provider: %w", err)
-	}
-	s := &Server{
-		URL: "http://" + listener.Addr().String(), ended: make(chan error, 1),
-		faults: make(map[string]Fault), byKey: make(map[string]Receipt), byOrder: make(map[string][]Receipt),
-	}
-	s.server = &http.Server{Handler: http.HandlerFunc(s.answer), ReadHeaderTimeout: 5 * time.Second}
-	go func() { s.ended <- s.server.Serve(listener) }()
-	return s, nil
-}
-
-// Close ends it at once.
-func (s *Server) Close() error {
-	err := s.server.Close()
-	if served := <-s.ended; !errors.Is(served, http.ErrServerClosed) {
-		err = errors.Join(err, served)
-	}
-	return err
-}
-
-// Plan sets what goes wrong with an order. No fault is "".
-func (s *Server) Plan(order string, fault Fault) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.faults[order] = fault
+	s := &Server{byKey: make(map[string]Receipt), byOrder: make(map[string][]Receipt)}
+	server, err := loopback.Serve(ctx, http.HandlerFunc(s.answer))
+	s.Server = server
+	return s, err
 }
 
 // Receipts are of everything that it has done for the order.
@@ -107,12 +80,8 @@ func (s *Server) take(key, order string) (Receipt, Fault) {
 	if receipt, ok := s.byKey[key]; ok && key != "" {
 		return receipt, ""
 	}
-	fault := s.faults[order]
-	if fault == Declines {
-		return Receipt{}, fault
-	}
-	delete(s.faults, order)
-	if fault == Refuses {
+	fault := s.Plan.Next(order)
+	if fault == Declines || fault == Refuses {
 		return Receipt{}, fault
 	}
 	receipt := Receipt{ID: fmt.Sprintf("receipt %d of %s", len(s.byOrder[order])+1, order)}
