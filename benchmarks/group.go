@@ -34,6 +34,29 @@ var groups = []group{
 // replayed is how many keys the replays choose from.
 const replayed = 500
 
+// replayedIDs are ids of keys to choose from, of which there are few with -short.
+func replayedIDs(opts *options) []string {
+	if opts.short {
+		return newIDs(20)
+	}
+	return newIDs(replayed)
+}
+
+// oneOf returns a function that chooses one of the ids.
+func oneOf(ids []string) func() string {
+	return func() string { return ids[rand.IntN(len(ids))] }
+}
+
+// answer does the operation once under each id.
+func answer(ctx context.Context, op operation, ids []string) error {
+	for _, id := range ids {
+		if err := op(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // chosen are the peers that the flags select, and with any other the first.
 func (g *group) chosen(opts *options) []*peer {
 	var chosen []*peer
@@ -164,7 +187,7 @@ func (g *group) contestant(ctx context.Context, s *server, peer *peer, workers i
 		if err := c.prepare(ctx); err != nil {
 			return c, err
 		}
-		c.load.newID = func() string { return c.before[rand.IntN(len(c.before))] }
+		c.load.newID = oneOf(c.before)
 	}
 	config, err := c.db.config(workers)
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"math/rand/v2"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -106,7 +105,9 @@ func (s *website[TTx]) measure(ctx context.Context, opts *options, workers int, 
 	if replays {
 		about, contestants = "the recorded answer", contestants[:2]
 		for _, c := range contestants {
-			if err := c.answerFirst(ctx, opts); err != nil {
+			c.before = replayedIDs(opts)
+			c.load.newID = oneOf(c.before)
+			if err := answer(ctx, c.load.op, c.before); err != nil {
 				return err
 			}
 		}
@@ -129,21 +130,6 @@ func (s *website[TTx]) measure(ctx context.Context, opts *options, workers int, 
 		return err
 	}
 	printMore(contestants[1], contestants[0], workers)
-	return nil
-}
-
-// answerFirst answers the keys that are to be replayed.
-func (c *contestant) answerFirst(ctx context.Context, opts *options) error {
-	c.before = newIDs(replayed)
-	if opts.short {
-		c.before = c.before[:20]
-	}
-	for _, id := range c.before {
-		if err := c.load.op(ctx, id); err != nil {
-			return err
-		}
-	}
-	c.load.newID = func() string { return c.before[rand.IntN(len(c.before))] }
 	return nil
 }
 

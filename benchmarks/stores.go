@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -62,20 +61,13 @@ func measureStoresWith(ctx context.Context, s *server, opts *options, workers in
 		defer func() { err = errors.Join(err, stop(context.WithoutCancel(ctx))) }()
 		peers = append(peers, opened...)
 	}
-	keys := replayed
-	if opts.short {
-		keys = 20
-	}
 	answered := make(map[*storePeer][]string)
 	answers := make([]*contestant, len(peers))
 	for i, p := range peers {
-		before := newIDs(keys)
-		for _, id := range before {
-			if err := p.answer(ctx, id); err != nil {
-				return fmt.Errorf("%s: %w", p.name, err)
-			}
+		answered[p] = replayedIDs(opts)
+		if err := answer(ctx, p.answer, answered[p]); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
 		}
-		answered[p] = before
 		answers[i] = &contestant{peer: &peer{name: p.name}, load: &load{op: p.answer, newID: newID, workers: workers, backends: &backends{}}}
 	}
 	if err := takeTurns(ctx, opts, answers); err != nil {
@@ -99,10 +91,7 @@ func measureStoresWith(ctx context.Context, s *server, opts *options, workers in
 	}
 	replays := make([]*contestant, len(peers))
 	for i, p := range peers {
-		before := answered[p]
-		replays[i] = &contestant{peer: &peer{name: p.name}, load: &load{
-			op: p.replay, newID: func() string { return before[rand.IntN(len(before))] }, workers: workers, backends: &backends{},
-		}}
+		replays[i] = &contestant{peer: &peer{name: p.name}, load: &load{op: p.replay, newID: oneOf(answered[p]), workers: workers, backends: &backends{}}}
 	}
 	if err := takeTurns(ctx, opts, replays); err != nil {
 		return err
