@@ -46,6 +46,21 @@ func runTrials(t *testing.T, kills int, command *exec.Cmd) (all []orderTrial) {
 	return all
 }
 
+// wantOnceAndTwice runs an example: with keys that survive, each order is once in these books,
+// and the naive way so many are more than once in the first.
+func wantOnceAndTwice(t *testing.T, example string, kills, twice int, books ...string) {
+	t.Helper()
+	program := buildExample(t, example)
+	t.Run("with keys", func(t *testing.T) {
+		t.Parallel()
+		wantOnce(t, runTrials(t, kills, exec.CommandContext(t.Context(), program)), books...)
+	})
+	t.Run("naive", func(t *testing.T) {
+		t.Parallel()
+		wantTwice(t, runTrials(t, kills, exec.CommandContext(t.Context(), program, "-naive")), books[0], twice)
+	})
+}
+
 // wantOnce expects each order once in these books, and nowhere if it was declined.
 func wantOnce(t *testing.T, all []orderTrial, books ...string) {
 	t.Helper()
